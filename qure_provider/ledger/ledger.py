@@ -1,0 +1,727 @@
+"""The ledger in the words of the pipeline: plan, acknowledge, answer, settle, count."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, RowMapping, and_, func, insert, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from qure_provider.api.model import Meaning, Outcome, ResourceRef, ResultAnswer, Route
+from qure_provider.dicom.model import Identity, SelectedSeries
+from qure_provider.ledger.database import LedgerError, is_current, migrate, open_engine
+from qure_provider.ledger.schema import acknowledged, alerts, batches, planned, resources, runs, studies
+
+_CHUNK = 500
+_T = TypeVar("_T")
+
+
+class LeaseLostError(Exception):
+    """Another try of this task has taken the batch over; this one must stop and leave the rest to it."""
+
+
+class Why(StrEnum):
+    """Why a run answers for a resource."""
+
+    NEW = "new"
+    REVISION = "revision"
+    WAITING = "waiting"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """One night's run.
+
+    Attributes:
+        id: Its key.
+        night: The night's name.
+        folder: Where its files lie, relative to the store's root.
+        began_at: Seconds since the epoch.
+        deadline: When waiting ends, seconds since the epoch.
+        completeness: How the export was judged complete.
+        counts: What the plan counted.
+    """
+
+    id: int
+    night: str
+    folder: str
+    began_at: float
+    deadline: float
+    completeness: str
+    counts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceRow:
+    """What is recorded of one resource.
+
+    Attributes are those of the ``resources`` table; ``identity`` is whose it was when it was sent, and ``why`` the
+    reason that the run in question answers for it (None where no run was asked about).
+    """
+
+    id: int
+    uid: str
+    route: Route
+    revision: int
+    series_instance_uid: str
+    identity: Identity
+    modality: str
+    body_part: str
+    station_name: str
+    acquired: str
+    outcome: Outcome | None
+    reason: str
+    triage: str | None
+    meaning: Meaning
+    usecase: str | None
+    file_counts: Mapping[str, int]
+    store_path: str | None
+    uploaded_at: float | None
+    computed_at: float | None
+    ready_at: float | None
+    settled_at: float | None
+    why: Why | None = None
+
+    @property
+    def ref(self) -> ResourceRef:
+        """What its result is asked for."""
+        return ResourceRef(self.uid, self.route)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is expected: a final outcome and, where ready, a set of files that stopped growing."""
+        if self.outcome is Outcome.READY:
+            return self.settled_at is not None
+        return self.outcome is not None and self.outcome.is_final
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSeries:
+    """A selected series and what the ledger knows of its resources.
+
+    Attributes:
+        selected: The series.
+        rows: Its resources' rows, in the order of ``selected.resources``.
+    """
+
+    selected: SelectedSeries
+    rows: tuple[ResourceRow, ...]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether an earlier run finished all of it."""
+        return all(row.why is Why.DONE for row in self.rows)
+
+
+class Ledger:
+    """What became of every resource.
+
+    Every method is one transaction. Open it where it is used and close it; it holds no state of its own.
+
+    Args:
+        engine: From ``open_engine``.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+
+    @classmethod
+    @contextmanager
+    def open(cls, url: str, *, create: bool = False) -> Iterator[Ledger]:
+        """Open the ledger.
+
+        Args:
+            url: An SQLAlchemy URL.
+            create: Whether to make or upgrade the tables first.
+
+        Raises:
+            LedgerError: If the tables are missing or of another version and ``create`` is false.
+        """
+        engine = open_engine(url)
+        try:
+            if create:
+                migrate(engine)
+            elif not is_current(engine):
+                raise LedgerError("The ledger has no tables of this version yet: run the plan task first.")
+            yield cls(engine)
+        finally:
+            engine.dispose()
+
+    # Runs
+
+    def begin_run(
+        self,
+        *,
+        dag_id: str,
+        run_id: str,
+        group_id: str,
+        clear_number: int,
+        night: str,
+        conn_id: str,
+        folder: str,
+        deadline: float,
+        completeness: str,
+    ) -> RunRow:
+        """Record that a run begins, or find it again.
+
+        A retry finds the deadline that the first try set. A clear by a person (``clear_number`` grew) sets a new one.
+
+        Returns:
+            The run's row.
+        """
+        key = and_(runs.c.dag_id == dag_id, runs.c.run_id == run_id, runs.c.group_id == group_id)
+        values = {
+            "clear_number": clear_number,
+            "night": night,
+            "conn_id": conn_id,
+            "folder": folder,
+            "began_at": time.time(),
+            "deadline": deadline,
+            "completeness": completeness,
+            "counts": {},
+            "finished_at": None,
+        }
+        with self._engine.begin() as connection:
+            known = connection.execute(select(runs).where(key)).mappings().one_or_none()
+            if known is None:
+                connection.execute(insert(runs).values(dag_id=dag_id, run_id=run_id, group_id=group_id, **values))
+            elif known["clear_number"] != clear_number:
+                connection.execute(update(runs).where(key).values(**values))
+            return _run_row(connection.execute(select(runs).where(key)).mappings().one())
+
+    def find_run(self, *, dag_id: str, run_id: str, group_id: str) -> RunRow | None:
+        """Return the run's row, or None if its plan never began."""
+        query = select(runs).where(runs.c.dag_id == dag_id, runs.c.run_id == run_id, runs.c.group_id == group_id)
+        with self._engine.begin() as connection:
+            row = connection.execute(query).mappings().one_or_none()
+            return _run_row(row) if row else None
+
+    def run_of_batch(self, batch_id: int) -> RunRow:
+        """Return the run that a batch belongs to.
+
+        Raises:
+            LeaseLostError: If the night was planned anew since, so that the batch is no more.
+        """
+        query = select(runs).join(batches, batches.c.run_id == runs.c.id).where(batches.c.id == batch_id)
+        with self._engine.begin() as connection:
+            row = connection.execute(query).mappings().one_or_none()
+            if row is None:
+                raise LeaseLostError("This night was planned anew since; the batch is no more.")
+            return _run_row(row)
+
+    def finish_run(self, run_id: int) -> None:
+        """Record that the run's summary was written."""
+        with self._engine.begin() as connection:
+            connection.execute(update(runs).where(runs.c.id == run_id).values(finished_at=time.time()))
+
+    def usual_found(self, *, dag_id: str, before: float, nights: int = 14) -> float | None:
+        """Return the median number of selected series of the last finished nights; None of fewer than three.
+
+        Args:
+            dag_id: The DAG whose nights are looked at.
+            before: Only runs that began before this time.
+            nights: How many of them at most.
+        """
+        query = (
+            select(runs.c.counts)
+            .where(runs.c.dag_id == dag_id, runs.c.began_at < before, runs.c.finished_at.is_not(None))
+            .order_by(runs.c.began_at.desc())
+            .limit(nights)
+        )
+        with self._engine.begin() as connection:
+            counts = sorted(row.get("series", 0) for row in connection.scalars(query))
+        if len(counts) < 3:
+            return None
+        middle = len(counts) // 2
+        return float(counts[middle]) if len(counts) % 2 else (counts[middle - 1] + counts[middle]) / 2
+
+    # Planning
+
+    def assess(self, selected: Sequence[SelectedSeries], *, recompute: bool = False) -> list[PlannedSeries]:
+        """Compare what is to be sent with what is known, and record what is new.
+
+        A resource whose instances or whose study's identity differ from what was sent before becomes a new revision.
+
+        Args:
+            selected: The series of this night.
+            recompute: Whether to send again what an earlier run finished.
+
+        Returns:
+            One entry for each series, in order. Each row's ``why`` says new, revision, waiting (an earlier run left it
+            unfinished) or done.
+        """
+        now = time.time()
+        with self._engine.begin() as connection:
+            study_ids = self._record_studies(connection, selected, now)
+            wanted = [_Wanted.of(entry, study_ids[_identity_key(entry.series.identity)]) for entry in selected]
+            refs = [item.ref.uid for group in wanted for item in group]
+            latest = self._latest(connection, refs)
+            rows: list[dict[str, Any]] = []
+            whys: dict[str, Why] = {}
+            for group in wanted:
+                for item in group:
+                    known = latest.get(item.ref.uid)
+                    why = item.compare(known, recompute=recompute)
+                    whys[item.ref.uid] = why
+                    if why in {Why.NEW, Why.REVISION}:
+                        rows.append(item.values(revision=1 if known is None else known["revision"] + 1, now=now))
+            for batch in _chunks(rows):
+                connection.execute(insert(resources), batch)
+            if rows:
+                latest = self._latest(connection, refs)
+            identities = self._identities(connection, {row["study_id"] for row in latest.values()})
+            return [
+                PlannedSeries(
+                    entry,
+                    tuple(
+                        _resource_row(
+                            latest[item.ref.uid], identities[latest[item.ref.uid]["study_id"]], whys[item.ref.uid]
+                        )
+                        for item in group
+                    ),
+                )
+                for entry, group in zip(selected, wanted, strict=True)
+            ]
+
+    def replace_plan(
+        self,
+        run: RunRow,
+        *,
+        batches_of_rows: Sequence[tuple[Route, str, Sequence[ResourceRow]]],
+        done: Sequence[ResourceRow],
+        counts: Mapping[str, Any],
+    ) -> list[int]:
+        """Record what the run answers for, in place of what an earlier try of its plan recorded.
+
+        Args:
+            run: The run.
+            batches_of_rows: For each batch its route, its manifest's path in the store and its resources.
+            done: Resources that an earlier run finished.
+            counts: What the plan counted, kept for the summary.
+
+        Returns:
+            The batches' ids, in order.
+        """
+        with self._engine.begin() as connection:
+            connection.execute(planned.delete().where(planned.c.run_id == run.id))
+            connection.execute(batches.delete().where(batches.c.run_id == run.id))
+            ids = []
+            values = [
+                {"run_id": run.id, "resource_id": row.id, "batch_id": None, "why": Why.DONE.value} for row in done
+            ]
+            for route, manifest, rows in batches_of_rows:
+                batch_id = connection.execute(
+                    insert(batches)
+                    .values(run_id=run.id, route=route.value, manifest=manifest, owner="")
+                    .returning(batches.c.id)
+                ).scalar_one()
+                ids.append(batch_id)
+                values += [
+                    {"run_id": run.id, "resource_id": row.id, "batch_id": batch_id, "why": (row.why or Why.NEW).value}
+                    for row in rows
+                ]
+            for chunk in _chunks(values):
+                connection.execute(insert(planned), chunk)
+            connection.execute(
+                update(runs).where(runs.c.id == run.id).values(counts=dict(counts), planned_at=time.time())
+            )
+            return ids
+
+    def owed_manifests(self, *, conn_id: str, since: float, besides: int) -> dict[str, list[ResourceRow]]:
+        """Return what earlier runs uploaded and left waiting, by the manifest it travelled in.
+
+        Args:
+            conn_id: The Qure connection it was sent by.
+            since: Only what was planned after this time, seconds since the epoch.
+            besides: The run that asks.
+
+        Returns:
+            Manifest path in the store to the resources still owed, each in the newest manifest that carries it.
+        """
+        is_owed = and_(
+            resources.c.uploaded_at.is_not(None),
+            resources.c.planned_at >= since,
+            or_(
+                resources.c.outcome.is_(None),
+                resources.c.outcome.in_([Outcome.PENDING.value, Outcome.TIMED_OUT.value]),
+                and_(resources.c.outcome == Outcome.READY.value, resources.c.settled_at.is_(None)),
+            ),
+        )
+        query = (
+            select(resources, batches.c.manifest)
+            .join(planned, planned.c.resource_id == resources.c.id)
+            .join(batches, batches.c.id == planned.c.batch_id)
+            .join(runs, runs.c.id == planned.c.run_id)
+            .where(runs.c.conn_id == conn_id, runs.c.id != besides, is_owed)
+            .order_by(batches.c.id)
+        )
+        with self._engine.begin() as connection:
+            newest = {row["id"]: row for row in connection.execute(query).mappings()}
+            identities = self._identities(connection, {row["study_id"] for row in newest.values()})
+        owed: dict[str, list[ResourceRow]] = {}
+        for row in newest.values():
+            owed.setdefault(row["manifest"], []).append(_resource_row(row, identities[row["study_id"]], Why.WAITING))
+        return owed
+
+    # Leases
+
+    def take_lease(self, batch_id: int, owner: str) -> None:
+        """Take a batch over from whoever worked on it; they notice when they next record something.
+
+        Airflow starts a new try only when it believes the old one dead, so the newest try is the one to go on.
+
+        Raises:
+            LeaseLostError: If the batch is no more.
+        """
+        with self._engine.begin() as connection:
+            taken = connection.execute(
+                update(batches).where(batches.c.id == batch_id).values(owner=owner).returning(batches.c.id)
+            )
+            if taken.scalar_one_or_none() is None:
+                raise LeaseLostError("This night was planned anew since; the batch is no more.")
+
+    def check_lease(self, batch_id: int, owner: str) -> None:
+        """Raise unless the batch is still ours.
+
+        Raises:
+            LeaseLostError: If it is not.
+        """
+        with self._engine.begin() as connection:
+            holder = connection.scalar(select(batches.c.owner).where(batches.c.id == batch_id))
+        if holder != owner:
+            raise LeaseLostError("Another try of this task has taken the batch over.")
+
+    # Steps
+
+    def rows_of_batch(self, batch_id: int) -> list[ResourceRow]:
+        """Return the batch's resources in the order they were recorded."""
+        return self._rows(planned.c.batch_id == batch_id)
+
+    def rows_of_run(self, run_id: int) -> list[ResourceRow]:
+        """Return every resource that the run answers for."""
+        return self._rows(planned.c.run_id == run_id)
+
+    def acknowledged(self, resource_ids: Iterable[int]) -> dict[int, set[str]]:
+        """Return, for each resource, the SOPInstanceUIDs that the service said it holds."""
+        held: dict[int, set[str]] = {resource_id: set() for resource_id in resource_ids}
+        with self._engine.begin() as connection:
+            for chunk in _chunks(list(held)):
+                for row in connection.execute(select(acknowledged).where(acknowledged.c.resource_id.in_(chunk))):
+                    held[row.resource_id].add(row.sop_instance_uid)
+        return held
+
+    def acknowledge(self, instances: Iterable[tuple[int, str]]) -> None:
+        """Record that the service holds these instances.
+
+        Args:
+            instances: Pairs of resource id and SOPInstanceUID.
+        """
+        values = [{"resource_id": resource_id, "sop_instance_uid": uid} for resource_id, uid in instances]
+        with self._engine.begin() as connection:
+            for chunk in _chunks(values):
+                connection.execute(self._insert(acknowledged).values(chunk).on_conflict_do_nothing())
+
+    def mark_uploaded(self, resource_ids: Iterable[int]) -> None:
+        """Record that all instances of these resources are held by the service."""
+        now = time.time()
+        self._update(resource_ids, uploaded_at=now, outcome=None, reason="", updated_at=now)
+
+    def mark_computed(self, resource_ids: Iterable[int]) -> None:
+        """Record that the service queued these series, or had done so."""
+        now = time.time()
+        self._update(resource_ids, computed_at=now, outcome=None, reason="", updated_at=now)
+
+    def record_failure(self, resource_ids: Iterable[int], outcome: Outcome, reason: str) -> None:
+        """Record that a step failed for these resources.
+
+        Args:
+            resource_ids: The resources.
+            outcome: What is known of them now.
+            reason: In fixed words, with what to do where something can be done; no patient data.
+        """
+        self._update(resource_ids, outcome=outcome.value, reason=reason, updated_at=time.time())
+
+    def record_answer(
+        self, resource_id: int, answer: ResultAnswer, *, store_path: str | None = None, settled: bool = False
+    ) -> None:
+        """Record what the service said of a resource.
+
+        Args:
+            resource_id: The resource.
+            answer: The answer. Its URLs are not kept.
+            store_path: Where what was fetched lies, relative to the store's root; None keeps what is recorded.
+            settled: Whether the set of files has stopped growing.
+        """
+        now = time.time()
+        values: dict[str, Any] = {
+            "outcome": answer.outcome.value,
+            "reason": answer.reason,
+            "triage": answer.triage,
+            "meaning": answer.meaning.value,
+            "usecase": answer.usecase,
+            "file_counts": answer.file_counts,
+            "updated_at": now,
+        }
+        if store_path is not None:
+            values["store_path"] = store_path
+        if settled:
+            values["settled_at"] = now
+        with self._engine.begin() as connection:
+            if answer.outcome is Outcome.READY:
+                values["ready_at"] = func.coalesce(resources.c.ready_at, now)
+            connection.execute(update(resources).where(resources.c.id == resource_id).values(**values))
+
+    def mark_timed_out(self, resource_ids: Iterable[int], reason: str) -> None:
+        """Record that waiting ended before the service had a result."""
+        self._update(resource_ids, outcome=Outcome.TIMED_OUT.value, reason=reason, updated_at=time.time())
+
+    def mark_settled(self, resource_ids: Iterable[int]) -> None:
+        """Record that the set of files of these ready resources has stopped growing, or was waited for long enough."""
+        self._update(resource_ids, settled_at=time.time())
+
+    # Alerts
+
+    def sent_alerts(self, resource_ids: Iterable[int]) -> set[tuple[int, str]]:
+        """Return which (resource, channel) pairs were alerted already."""
+        query = select(alerts.c.resource_id, alerts.c.channel).where(
+            alerts.c.resource_id.in_(list(resource_ids)), alerts.c.sent_at.is_not(None)
+        )
+        with self._engine.begin() as connection:
+            return {(row.resource_id, row.channel) for row in connection.execute(query)}
+
+    def record_alert(self, resource_id: int, channel: str, *, error: str = "") -> None:
+        """Record that an alert was sent, or that a try failed.
+
+        Args:
+            resource_id: The resource it was about.
+            channel: Which of the configured notifiers.
+            error: The exception's class where the try failed; empty where it was sent.
+        """
+        sent_at = None if error else time.time()
+        statement = self._insert(alerts).values(
+            resource_id=resource_id, channel=channel, tries=1, sent_at=sent_at, last_error=error[:250]
+        )
+        with self._engine.begin() as connection:
+            connection.execute(
+                statement.on_conflict_do_update(
+                    index_elements=["resource_id", "channel"],
+                    set_={
+                        "tries": alerts.c.tries + 1,
+                        "sent_at": func.coalesce(alerts.c.sent_at, statement.excluded.sent_at),
+                        "last_error": statement.excluded.last_error,
+                    },
+                )
+            )
+
+    def alert_counts(self, run_id: int) -> dict[str, int]:
+        """Return how many alerts about a run's resources were sent, and how many never got through."""
+        query = (
+            select(func.count(alerts.c.sent_at), func.count())
+            .select_from(alerts)
+            .join(planned, planned.c.resource_id == alerts.c.resource_id)
+            .where(planned.c.run_id == run_id)
+        )
+        with self._engine.begin() as connection:
+            sent, known = connection.execute(query).one()
+        return {"sent": sent, "failed": known - sent}
+
+    # Parts
+
+    def _rows(self, condition: Any) -> list[ResourceRow]:
+        query = (
+            select(resources, planned.c.why)
+            .join(planned, planned.c.resource_id == resources.c.id)
+            .where(condition)
+            .order_by(resources.c.id)
+        )
+        with self._engine.begin() as connection:
+            found = connection.execute(query).mappings().all()
+            identities = self._identities(connection, {row["study_id"] for row in found})
+        return [_resource_row(row, identities[row["study_id"]], Why(row["why"])) for row in found]
+
+    def _update(self, resource_ids: Iterable[int], **values: Any) -> None:
+        with self._engine.begin() as connection:
+            for chunk in _chunks(list(resource_ids)):
+                connection.execute(update(resources).where(resources.c.id.in_(chunk)).values(**values))
+
+    def _record_studies(self, connection: Connection, selected: Sequence[SelectedSeries], now: float) -> dict[str, int]:
+        values = {
+            key: _study_values(entry, key, now) for entry in selected for key in [_identity_key(entry.series.identity)]
+        }
+        for chunk in _chunks(list(values.values())):
+            connection.execute(self._insert(studies).values(chunk).on_conflict_do_nothing())
+        found: dict[str, int] = {}
+        for chunk in _chunks(list(values)):
+            query = select(studies.c.identity_key, studies.c.id).where(studies.c.identity_key.in_(chunk))
+            found.update((row.identity_key, row.id) for row in connection.execute(query))
+        return found
+
+    def _latest(self, connection: Connection, uids: Sequence[str]) -> dict[str, RowMapping]:
+        latest: dict[str, RowMapping] = {}
+        for chunk in _chunks(uids):
+            query = select(resources).where(resources.c.uid.in_(chunk)).order_by(resources.c.revision)
+            latest.update((row["uid"], row) for row in connection.execute(query).mappings())
+        return latest
+
+    def _identities(self, connection: Connection, study_ids: Iterable[int]) -> dict[int, Identity]:
+        identities: dict[int, Identity] = {}
+        for chunk in _chunks(list(study_ids)):
+            for row in connection.execute(select(studies).where(studies.c.id.in_(chunk))):
+                identities[row.id] = Identity(
+                    study_instance_uid=row.study_instance_uid,
+                    patient_id=row.patient_id,
+                    issuer_of_patient_id=row.issuer_of_patient_id,
+                    accession_number=row.accession_number,
+                    birth_date=row.birth_date,
+                    sex=row.sex,
+                    patient_name=row.patient_name,
+                )
+        return identities
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A resource as this night would send it."""
+
+    ref: ResourceRef
+    selected: SelectedSeries
+    study_id: int
+    fingerprint: str
+    instances: int
+
+    @classmethod
+    def of(cls, selected: SelectedSeries, study_id: int) -> list[_Wanted]:
+        series = selected.series
+        if selected.route is Route.XRAY:
+            parts = [(ref, [instance]) for ref, instance in zip(selected.resources, series.instances, strict=True)]
+        else:
+            parts = [(selected.resources[0], list(series.instances))]
+        return [
+            cls(
+                ref,
+                selected,
+                study_id,
+                _digest(sorted((i.sop_instance_uid, i.size) for i in instances)),
+                len(instances),
+            )
+            for ref, instances in parts
+        ]
+
+    def compare(self, known: RowMapping | None, *, recompute: bool) -> Why:
+        if known is None:
+            return Why.NEW
+        if known["fingerprint"] != self.fingerprint or known["study_id"] != self.study_id or recompute:
+            return Why.REVISION
+        finished = known["outcome"] in _FINISHED and (
+            known["outcome"] != Outcome.READY.value or known["settled_at"] is not None
+        )
+        return Why.DONE if finished else Why.WAITING
+
+    def values(self, *, revision: int, now: float) -> dict[str, Any]:
+        series = self.selected.series
+        return {
+            "uid": self.ref.uid,
+            "revision": revision,
+            "route": self.ref.route.value,
+            "study_id": self.study_id,
+            "series_instance_uid": series.series_instance_uid,
+            "fingerprint": self.fingerprint,
+            "modality": series.modality,
+            "body_part": series.body_part,
+            "station_name": series.station_name,
+            "acquired": series.acquired,
+            "instances": self.instances,
+            "reason": "",
+            "planned_at": now,
+            "updated_at": now,
+        }
+
+
+_FINISHED = frozenset({Outcome.READY.value, Outcome.INVALID.value, Outcome.UNSUPPORTED.value})
+
+
+def _study_values(entry: SelectedSeries, key: str, now: float) -> dict[str, Any]:
+    identity = entry.series.identity
+    return {
+        "study_instance_uid": identity.study_instance_uid,
+        "patient_id": identity.patient_id,
+        "issuer_of_patient_id": identity.issuer_of_patient_id,
+        "accession_number": identity.accession_number,
+        "birth_date": identity.birth_date,
+        "sex": identity.sex,
+        "patient_name": identity.patient_name,
+        "identity_key": key,
+        "study_date": entry.series.study_date,
+        "first_seen_at": now,
+    }
+
+
+def _identity_key(identity: Identity) -> str:
+    return _digest(
+        [
+            identity.study_instance_uid,
+            identity.patient_id,
+            identity.issuer_of_patient_id,
+            identity.accession_number,
+            identity.birth_date,
+            identity.sex,
+            identity.patient_name,
+        ]
+    )
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
+
+
+def _run_row(row: RowMapping) -> RunRow:
+    return RunRow(
+        id=row["id"],
+        night=row["night"],
+        folder=row["folder"],
+        began_at=row["began_at"],
+        deadline=row["deadline"],
+        completeness=row["completeness"],
+        counts=row["counts"],
+    )
+
+
+def _resource_row(row: RowMapping, identity: Identity, why: Why | None) -> ResourceRow:
+    return ResourceRow(
+        id=row["id"],
+        uid=row["uid"],
+        route=Route(row["route"]),
+        revision=row["revision"],
+        series_instance_uid=row["series_instance_uid"],
+        identity=identity,
+        modality=row["modality"],
+        body_part=row["body_part"],
+        station_name=row["station_name"],
+        acquired=row["acquired"],
+        outcome=Outcome(row["outcome"]) if row["outcome"] else None,
+        reason=row["reason"],
+        triage=row["triage"],
+        meaning=Meaning(row["meaning"]) if row["meaning"] else Meaning.UNKNOWN,
+        usecase=row["usecase"],
+        file_counts=row["file_counts"] or {},
+        store_path=row["store_path"],
+        uploaded_at=row["uploaded_at"],
+        computed_at=row["computed_at"],
+        ready_at=row["ready_at"],
+        settled_at=row["settled_at"],
+        why=why,
+    )
+
+
+def _chunks(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    for start in range(0, len(items), _CHUNK):
+        yield items[start : start + _CHUNK]

@@ -1,0 +1,130 @@
+"""The ledger's tables. Times are seconds since the epoch; a missing time means that it has not happened."""
+
+from __future__ import annotations
+
+from sqlalchemy import JSON, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text, UniqueConstraint
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_UID = String(64)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("dag_id", String(250), nullable=False),
+    Column("run_id", String(250), nullable=False),
+    Column("group_id", String(250), nullable=False),
+    Column("clear_number", Integer, nullable=False),
+    Column("night", String(32), nullable=False),
+    Column("conn_id", String(250), nullable=False),
+    Column("folder", String(300), nullable=False),
+    Column("began_at", Float, nullable=False),
+    Column("deadline", Float, nullable=False),
+    Column("planned_at", Float),
+    Column("finished_at", Float),
+    Column("completeness", String(200), nullable=False),
+    Column("counts", JSON, nullable=False),
+    UniqueConstraint("dag_id", "run_id", "group_id"),
+)
+
+studies = Table(
+    "studies",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("study_instance_uid", _UID, nullable=False),
+    Column("patient_id", Text, nullable=False),
+    Column("issuer_of_patient_id", Text, nullable=False),
+    Column("accession_number", Text, nullable=False),
+    Column("birth_date", Text, nullable=False),
+    Column("sex", Text, nullable=False),
+    Column("patient_name", Text, nullable=False),
+    Column("identity_key", String(64), nullable=False, unique=True),
+    Column("study_date", String(16), nullable=False),
+    Column("first_seen_at", Float, nullable=False),
+    Index(None, "study_instance_uid"),
+)
+"""A study as it was identified when it was sent; a study whose identity changed has two rows."""
+
+resources = Table(
+    "resources",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("uid", _UID, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("route", String(8), nullable=False),
+    Column("study_id", ForeignKey("studies.id"), nullable=False),
+    Column("series_instance_uid", _UID, nullable=False),
+    Column("fingerprint", String(64), nullable=False),
+    Column("modality", String(16), nullable=False),
+    Column("body_part", String(64), nullable=False),
+    Column("station_name", String(64), nullable=False),
+    Column("acquired", String(32), nullable=False),
+    Column("instances", Integer, nullable=False),
+    Column("outcome", String(16)),
+    Column("reason", Text, nullable=False, default=""),
+    Column("triage", String(64)),
+    Column("meaning", String(32)),
+    Column("usecase", String(64)),
+    Column("file_counts", JSON),
+    Column("store_path", Text),
+    Column("planned_at", Float, nullable=False),
+    Column("uploaded_at", Float),
+    Column("computed_at", Float),
+    Column("ready_at", Float),
+    Column("settled_at", Float),
+    Column("updated_at", Float, nullable=False),
+    UniqueConstraint("uid", "revision"),
+    Index(None, "study_id"),
+    Index(None, "outcome"),
+)
+"""An X-ray image or a CT series as it was sent; one that gained images since is a new revision."""
+
+acknowledged = Table(
+    "acknowledged",
+    metadata,
+    Column("resource_id", ForeignKey("resources.id", ondelete="CASCADE"), primary_key=True),
+    Column("sop_instance_uid", _UID, primary_key=True),
+)
+"""Which instances of a resource the service said that it holds."""
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("run_id", ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("route", String(8), nullable=False),
+    Column("manifest", Text, nullable=False),
+    Column("owner", String(64), nullable=False, default=""),
+    Index(None, "run_id"),
+)
+
+planned = Table(
+    "planned",
+    metadata,
+    Column("run_id", ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("resource_id", ForeignKey("resources.id"), primary_key=True),
+    Column("batch_id", ForeignKey("batches.id", ondelete="CASCADE")),
+    Column("why", String(16), nullable=False),
+    Index(None, "batch_id"),
+    Index(None, "resource_id"),
+)
+"""Which resources a run answers for; without a batch where an earlier run had already finished it."""
+
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("resource_id", ForeignKey("resources.id", ondelete="CASCADE"), primary_key=True),
+    Column("channel", String(250), primary_key=True),
+    Column("tries", Integer, nullable=False),
+    Column("sent_at", Float),
+    Column("last_error", String(250), nullable=False),
+)
+"""Who was told of an urgent result, and when."""

@@ -1,0 +1,114 @@
+"""The ``[qure]`` section of Airflow's configuration, read where it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+
+from airflow.sdk.configuration import conf
+
+SECTION = "qure"
+
+
+class IdentityPolicy(StrEnum):
+    """Whether data is de-identified before it leaves. There is no default: it is the hospital's decision."""
+
+    IDENTIFIED = "identified"
+
+
+class IdentityPolicyError(ValueError):
+    """Nobody has decided yet whether patients' data may leave as it is; nothing is sent until somebody does."""
+
+
+def identity_policy(value: str | None = None) -> IdentityPolicy:
+    """Return the policy to follow.
+
+    Args:
+        value: The caller's own choice; None or empty for ``[qure] identity_policy``.
+
+    Raises:
+        IdentityPolicyError: If neither says one, or says one that does not exist.
+    """
+    chosen = (value or _text("identity_policy")).strip()
+    try:
+        return IdentityPolicy(chosen)
+    except ValueError:
+        problem = f"{chosen!r} is no identity policy." if chosen else "No identity policy is set, so nothing was sent."
+        raise IdentityPolicyError(
+            f"{problem} Whether patient data may leave the hospital is a decision that the software does not take: set "
+            "identity_policy on the task, or [qure] identity_policy in Airflow's configuration, to 'identified' "
+            "(studies are sent exactly as exported, names included)."
+        ) from None
+
+
+def _text(option: str) -> str:
+    return str(conf.get(SECTION, option, fallback="")).strip()
+
+
+def store_root() -> str:
+    """Return where results are kept: ``[qure] store_root``, a path or a URL that ``ObjectStoragePath`` understands."""
+    configured = _text("store_root")
+    return configured or str(Path(conf.get("core", "dags_folder")).parent / "qure")
+
+
+def export_root() -> str:
+    """Return ``[qure] export_root``, the folder that holds one export folder a night; empty where not set."""
+    return _text("export_root")
+
+
+def timezone() -> str:
+    """Return the hospital's time zone: ``[qure] timezone``, else Airflow's own default."""
+    configured = _text("timezone")
+    if configured:
+        return configured
+    airflow_default = str(conf.get("core", "default_timezone", fallback="utc")).strip()
+    return "UTC" if airflow_default.lower() in {"", "utc"} else airflow_default
+
+
+def ledger_conn_id() -> str:
+    """Return ``[qure] ledger_conn_id``; empty means SQLite beside a local store."""
+    return _text("ledger_conn_id")
+
+
+def max_batches() -> int:
+    """Return into how many mapped tasks a night is divided at most."""
+    return int(conf.getint(SECTION, "max_batches", fallback=32))
+
+
+def first_poll_seconds() -> float:
+    """Return how long after deferring a result is first asked for, in seconds."""
+    return float(conf.getfloat(SECTION, "first_poll_seconds", fallback=15.0))
+
+
+def max_poll_seconds() -> float:
+    """Return the longest time between two questions for the same result, in seconds."""
+    return float(conf.getfloat(SECTION, "max_poll_seconds", fallback=60.0))
+
+
+def settle_seconds() -> float:
+    """Return after how many seconds a ready result is asked for again, to see whether files were added to it."""
+    return float(conf.getfloat(SECTION, "settle_seconds", fallback=15.0))
+
+
+@cache
+def _pseudonym_key() -> bytes:
+    configured = _text("pseudonym_key") or str(conf.get("core", "fernet_key", fallback=""))
+    return configured.encode() or secrets.token_bytes(32)
+
+
+def short_ref(uid: str) -> str:
+    """Return a short keyed pseudonym for a UID, the same in logs, tables and pages of one installation.
+
+    The key is ``[qure] pseudonym_key``, else Airflow's Fernet key, else one made for this process alone.
+
+    Args:
+        uid: Any DICOM UID.
+
+    Returns:
+        Ten hexadecimal digits.
+    """
+    return hmac.new(_pseudonym_key(), uid.encode(), hashlib.sha256).hexdigest()[:10]
