@@ -84,6 +84,7 @@ class ResourceRow:
     usecase: str | None
     file_counts: Mapping[str, int]
     store_path: str | None
+    doubt: str
     uploaded_at: float | None
     computed_at: float | None
     ready_at: float | None
@@ -484,6 +485,10 @@ class Ledger:
         """Record that waiting ended before the service had a result."""
         self._update(resource_ids, outcome=Outcome.TIMED_OUT.value, reason=reason, updated_at=time.time())
 
+    def record_doubt(self, resource_id: int, doubt: str) -> None:
+        """Record why a result may not be the answer to what was sent last; it is held back until a person decides."""
+        self._update([resource_id], doubt=doubt)
+
     def mark_settled(self, resource_ids: Iterable[int]) -> None:
         """Record that the set of files of these ready resources has stopped growing, or was waited for long enough."""
         self._update(resource_ids, settled_at=time.time())
@@ -557,8 +562,8 @@ class Ledger:
         values = {
             key: _study_values(entry, key, now) for entry in selected for key in [_identity_key(entry.series.identity)]
         }
-        for chunk in _chunks(list(values.values())):
-            connection.execute(self._insert(studies).values(chunk).on_conflict_do_nothing())
+        for batch in _chunks(list(values.values())):
+            connection.execute(self._insert(studies).values(batch).on_conflict_do_nothing())
         found: dict[str, int] = {}
         for chunk in _chunks(list(values)):
             query = select(studies.c.identity_key, studies.c.id).where(studies.c.identity_key.in_(chunk))
@@ -641,6 +646,7 @@ class _Wanted:
             "acquired": series.acquired,
             "instances": self.instances,
             "reason": "",
+            "doubt": "",
             "planned_at": now,
             "updated_at": now,
         }
@@ -714,6 +720,7 @@ def _resource_row(row: RowMapping, identity: Identity, why: Why | None) -> Resou
         usecase=row["usecase"],
         file_counts=row["file_counts"] or {},
         store_path=row["store_path"],
+        doubt=row["doubt"],
         uploaded_at=row["uploaded_at"],
         computed_at=row["computed_at"],
         ready_at=row["ready_at"],

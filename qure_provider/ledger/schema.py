@@ -75,6 +75,7 @@ resources = Table(
     Column("usecase", String(64)),
     Column("file_counts", JSON),
     Column("store_path", Text),
+    Column("doubt", Text, nullable=False, default=""),
     Column("planned_at", Float, nullable=False),
     Column("uploaded_at", Float),
     Column("computed_at", Float),

@@ -84,6 +84,7 @@ def upgrade() -> None:
         sa.Column("usecase", sa.String(length=64), nullable=True),
         sa.Column("file_counts", sa.JSON(), nullable=True),
         sa.Column("store_path", sa.Text(), nullable=True),
+        sa.Column("doubt", sa.Text(), nullable=False),
         sa.Column("planned_at", sa.Float(), nullable=False),
         sa.Column("uploaded_at", sa.Float(), nullable=True),
         sa.Column("computed_at", sa.Float(), nullable=True),

@@ -1,0 +1,1 @@
+"""A result as people and clinical systems read it. Pure: no network and no Airflow."""

@@ -1,0 +1,132 @@
+"""Where results are kept: a folder, or object storage, laid out so that a listing shows what is there.
+
+::
+
+    <root>/studies/<StudyInstanceUID>/<SeriesInstanceUID>/[<SOPInstanceUID>/]r<revision>/result.json, answer.json, files
+    <root>/runs/<night>/<run>/summary.json, index.html, passed_over.jsonl, batch-000.json, ...
+
+The store holds patient data: whoever may read it may read the results.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import BaseHook, ObjectStoragePath
+
+from qure_provider import settings
+from qure_provider.api.model import Route
+from qure_provider.ledger.database import LedgerError
+
+AnyPath = Path | ObjectStoragePath
+
+
+def open_path(location: str) -> AnyPath:
+    """Return a path object for a local path, a ``file://`` URL or any URL that ``ObjectStoragePath`` understands."""
+    if location.startswith("file://"):
+        return Path(location.removeprefix("file://"))
+    return ObjectStoragePath(location) if "://" in location else Path(location)
+
+
+def ledger_url(root: str) -> str:
+    """Return the SQLAlchemy URL of the ledger that belongs to a store.
+
+    Args:
+        root: The store's root.
+
+    Raises:
+        LedgerError: If the store is not local and no ledger connection is set: SQLite needs a local disk.
+    """
+    if conn_id := settings.ledger_conn_id():
+        uri = BaseHook.get_connection(conn_id).get_uri()
+        return uri.replace("postgres://", "postgresql://", 1)
+    path = open_path(root)
+    if not isinstance(path, Path):
+        raise LedgerError(
+            "A store on object storage needs the ledger on PostgreSQL: set [qure] ledger_conn_id to a connection."
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{path.absolute() / 'ledger.sqlite3'}"
+
+
+def result_folder(study_instance_uid: str, series_instance_uid: str, uid: str, route: Route, revision: int) -> str:
+    """Return where a resource's result lies, relative to the store's root. The UIDs must have been checked."""
+    image = f"/{uid}" if route is Route.XRAY else ""
+    return f"studies/{study_instance_uid}/{series_instance_uid}{image}/r{revision}"
+
+
+class Store:
+    """Files under one root; each is written whole or not at all.
+
+    Args:
+        root: A local path or a URL that ``ObjectStoragePath`` understands.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = open_path(root)
+
+    def path(self, relative: str) -> AnyPath:
+        """Return the path object of a file in the store."""
+        return self.root / relative
+
+    def exists(self, relative: str) -> bool:
+        """Return whether a file is there."""
+        return bool(self.path(relative).exists())
+
+    def read_json(self, relative: str) -> Any:
+        """Return a JSON file's content.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+        """
+        return json.loads(self.path(relative).read_text(encoding="utf-8"))
+
+    def write_json(self, relative: str, value: Mapping[str, Any]) -> None:
+        """Write a JSON file."""
+        self.write_text(relative, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+    def write_text(self, relative: str, text: str) -> None:
+        """Write a text file."""
+        with self.scratch() as folder:
+            local = folder / "text"
+            local.write_text(text, encoding="utf-8")
+            self.put(local, relative)
+
+    def put(self, local: Path, relative: str) -> None:
+        """Move a finished local file into the store.
+
+        Args:
+            local: The file; it is gone afterwards. From ``scratch()``, a local store only renames it.
+            relative: Where it shall lie.
+        """
+        target = self.path(relative)
+        if isinstance(target, Path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with local.open("rb") as stream:
+                os.fsync(stream.fileno())
+            local.replace(target)
+            return
+        with local.open("rb") as source, target.open("wb") as sink:  # type: ignore[no-untyped-call]
+            shutil.copyfileobj(source, sink, 1 << 20)
+        local.unlink()
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Give a temporary local folder, on the store's own disk where that is local."""
+        if isinstance(self.root, Path):
+            parent = self.root / ".scratch"
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.mkdtemp(dir=parent)
+        else:
+            folder = tempfile.mkdtemp(prefix="qure-")
+        try:
+            yield Path(folder)
+        finally:
+            shutil.rmtree(folder)

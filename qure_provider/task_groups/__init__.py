@@ -1,0 +1,1 @@
+"""Whole pipelines as task groups."""

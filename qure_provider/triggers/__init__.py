@@ -1,0 +1,1 @@
+"""The halves of the sensors that run in the triggerer."""
