@@ -113,10 +113,11 @@ class ResultAnswer:
         decisions: Pathology to score-against-threshold, as sent (qER).
         model_version: As sent; None where not stated.
         files: Kind to URLs. The URLs grant access: they are left out of ``repr`` and must never be stored or logged.
-        content: The whole answer without its URLs, safe to keep.
+        content: The whole answer without its URLs, safe to keep in the store; it may name the patient, so not to log.
         retry_after: Seconds the service asked us to wait before asking again; None where it did not say.
         stage: For a pending answer that can be told apart from "processing": ``validity`` for the transient-looking
             400, else empty. Only so many of those are waited for.
+        warnings: What of the answer could not be read, in fixed words; it is still in ``content``.
     """
 
     outcome: Outcome
@@ -132,6 +133,7 @@ class ResultAnswer:
     content: Mapping[str, Any] = field(default_factory=dict, repr=False)
     retry_after: float | None = None
     stage: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def file_counts(self) -> dict[str, int]:
