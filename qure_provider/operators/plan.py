@@ -1,0 +1,274 @@
+"""Reading an export and deciding what travels together."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.definitions.context import Context
+
+from qure_provider import settings
+from qure_provider.nights import in_night, night_of, safe_name
+from qure_provider.operators.base import QureOperator
+from qure_provider.operators.work import BatchRef, manifest_content
+
+if TYPE_CHECKING:
+    from qure_provider.api.model import Route
+    from qure_provider.dicom.model import Batch, PassedOver, Scan, SelectedSeries, Selection
+    from qure_provider.ledger.ledger import Ledger, PlannedSeries, ResourceRow, RunRow
+    from qure_provider.store import Store
+
+OWED_DAYS = 7
+
+
+class QurePlanOperator(QureOperator):
+    """Scan an export, select what Qure can read, compare it with what is known, and divide the rest into batches.
+
+    Every file is accounted for: ``found = selected + not selected + duplicate + quarantined``, each of the last three
+    with a reason in ``passed_over.jsonl``. What an earlier run finished is not sent again; what one left waiting is
+    waited for; what grew is a new revision. What earlier nights still owe (up to seven days back) is waited for, too.
+
+    Args:
+        export: The export's folder: a path or a URL that ``ObjectStoragePath`` understands; ``{night}`` in it becomes
+            the night's name.
+        files: Paths relative to ``export``, to take only these.
+        selection: Rules as ``SelectionRules.from_mapping`` takes them; None for the safe defaults.
+        identity_policy: See ``settings.identity_policy``; checked here so that a night without one fails at once.
+        store_root: The store's root; None for ``[qure] store_root``.
+        max_batches: Into how many batches at most; None for ``[qure] max_batches``.
+        wait_seconds: How long after the plan results are waited for, in seconds.
+        recompute: Whether to send and compute again what earlier runs finished.
+        catch_up: Whether to wait, too, for what earlier runs left waiting.
+        completeness: How the export was judged complete: what ``QureExportSensor`` returned.
+        run_group: The task group that this plan belongs to.
+        kwargs: See ``QureOperator``.
+
+    Returns:
+        A list of batches, each as ``BatchRef.to_xcom`` has it.
+    """
+
+    template_fields = ("export", "files", "selection", "identity_policy", "recompute", "completeness", "qure_conn_id")
+    ui_color = "#e3f0e8"
+
+    def __init__(
+        self,
+        *,
+        export: str,
+        files: Sequence[str] | str | None = None,
+        selection: Mapping[str, Any] | str | None = None,
+        identity_policy: str | None = None,
+        store_root: str | None = None,
+        max_batches: int | None = None,
+        wait_seconds: float = 8 * 3600,
+        recompute: bool | str = False,
+        catch_up: bool = True,
+        completeness: str | None = None,
+        run_group: str = "",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if max_batches is not None and max_batches < 1:
+            raise ValueError("max_batches must be 1 or more")
+        if wait_seconds <= 0:
+            raise ValueError("wait_seconds must be more than 0")
+        if isinstance(selection, Mapping):
+            from qure_provider.dicom.select import SelectionRules
+
+            SelectionRules.from_mapping(selection)
+        self.export = export
+        self.files = files
+        self.selection = selection
+        self.identity_policy = identity_policy
+        self.store_root = store_root
+        self.max_batches = max_batches
+        self.wait_seconds = wait_seconds
+        self.recompute = recompute
+        self.catch_up = catch_up
+        self.completeness = completeness
+        self.run_group = run_group
+
+    def execute(self, context: Context) -> list[dict[str, Any]]:
+        """Plan the night."""
+        from qure_provider.dicom.scan import scan, scan_files
+        from qure_provider.dicom.select import SelectionRules, select
+        from qure_provider.ledger.ledger import Ledger
+        from qure_provider.store import Store, ledger_url, open_path
+
+        settings.identity_policy(self.identity_policy)
+        night = night_of(context, settings.timezone())
+        export = in_night(self.export, night)
+        folder = open_path(export)
+        if not folder.is_dir():
+            raise FileNotFoundError("The export folder does not exist: check 'export' and that the PACS wrote it.")
+        files = _as_list(self.files)
+        scanned = scan_files(folder, files) if files else scan(folder)
+        selection = select(scanned, SelectionRules.from_mapping(_as_mapping(self.selection)))
+        root = self.store_root or settings.store_root()
+        store = Store(root)
+        dag_run = context["dag_run"]
+        with Ledger.open(ledger_url(root), create=True) as ledger:
+            run = ledger.begin_run(
+                dag_id=dag_run.dag_id,
+                run_id=dag_run.run_id,
+                group_id=self.run_group,
+                clear_number=dag_run.clear_number or 0,
+                night=night,
+                conn_id=self.qure_conn_id,
+                folder=run_folder(night, dag_run.dag_id, dag_run.run_id, self.run_group),
+                deadline=time.time() + self.wait_seconds,
+                completeness=self.completeness or "not judged",
+            )
+            entries = ledger.assess(selection.selected, recompute=_as_bool(self.recompute))
+            counts = _counts(scanned, selection, entries)
+            _write_passed_over(store, run, [*scanned.passed_over, *selection.passed_over])
+            refs = self._divide(store, ledger, run, entries, export, counts)
+        self.log.info(
+            "Planned: files=%d series=%d resources=%d batches=%d quarantined=%d",
+            counts["found"],
+            counts["series"],
+            counts["resources"],
+            len(refs),
+            counts["quarantined"],
+        )
+        return [ref.to_xcom() for ref in refs]
+
+    def _divide(
+        self,
+        store: Store,
+        ledger: Ledger,
+        run: RunRow,
+        entries: list[PlannedSeries],
+        export: str,
+        counts: dict[str, Any],
+    ) -> list[BatchRef]:
+        from qure_provider.dicom.pack import pack_batches
+        from qure_provider.ledger.ledger import Why
+
+        open_entries = {entry.selected.series.series_instance_uid: entry for entry in entries if not entry.is_done}
+        done = [row for entry in entries for row in entry.rows if row.why is Why.DONE]
+        limit = self.max_batches or settings.max_batches()
+        parts: list[tuple[Batch, str, list[ResourceRow]]] = [
+            (
+                batch,
+                export,
+                [
+                    row
+                    for selected in batch.series
+                    for row in open_entries[selected.series.series_instance_uid].rows
+                    if row.why is not Why.DONE
+                ],
+            )
+            for batch in pack_batches([entry.selected for entry in open_entries.values()], limit)
+        ]
+        if self.catch_up:
+            tonight = {row.uid for entry in entries for row in entry.rows}
+            parts += _owed(store, ledger, run, self.qure_conn_id, besides=tonight)
+        counts["carried_over"] = sum(len(rows) for _, _, rows in parts) + len(done) - counts["resources"]
+        recorded = []
+        for number, (batch, export_root, rows) in enumerate(parts):
+            manifest = f"{run.folder}/batch-{number:03d}.json"
+            store.write_json(manifest, manifest_content(batch, export_root))
+            recorded.append((batch.route, manifest, rows))
+        ids = ledger.replace_plan(run, batches_of_rows=recorded, done=done, counts=counts)
+        return [
+            BatchRef(
+                batch_id=batch_id,
+                route=batch.route.value,
+                series=len(batch.series),
+                resources=len(rows),
+                size=batch.size,
+                label=f"{batch.route.value}-{number:03d}",
+            )
+            for number, (batch_id, (batch, _, rows)) in enumerate(zip(ids, parts, strict=True))
+        ]
+
+
+def run_folder(night: str, dag_id: str, run_id: str, group_id: str) -> str:
+    """Return where a run's own files lie, relative to the store's root."""
+    parts = [dag_id, run_id, *([group_id] if group_id else [])]
+    return f"runs/{safe_name(night)}/{safe_name('__'.join(parts))}"
+
+
+def _owed(
+    store: Store, ledger: Ledger, run: RunRow, conn_id: str, *, besides: set[str]
+) -> list[tuple[Batch, str, list[ResourceRow]]]:
+    """Return one batch a route of what earlier runs uploaded and still wait for; it needs no source files."""
+    from qure_provider.dicom.manifest import load_batch
+    from qure_provider.dicom.model import Batch
+
+    series: dict[Route, list[SelectedSeries]] = {}
+    rows: dict[Route, list[ResourceRow]] = {}
+    since = run.began_at - OWED_DAYS * 86_400
+    for manifest, recorded in ledger.owed_manifests(conn_id=conn_id, since=since, besides=run.id).items():
+        owed = [row for row in recorded if row.uid not in besides]
+        wanted = {row.series_instance_uid for row in owed}
+        batch = load_batch(store.read_json(manifest)["batch"]) if owed else None
+        if batch is not None:
+            rows.setdefault(batch.route, []).extend(owed)
+            series.setdefault(batch.route, []).extend(
+                item for item in batch.series if item.series.series_instance_uid in wanted
+            )
+    return [(Batch(route, tuple(items)), "", rows[route]) for route, items in series.items()]
+
+
+def _counts(scanned: Scan, selection: Selection, entries: list[PlannedSeries]) -> dict[str, Any]:
+    from qure_provider.dicom.model import Fate
+
+    passed_over = [*scanned.passed_over, *selection.passed_over]
+    fates = Counter(item.fate for item in passed_over)
+    return {
+        "found": scanned.found,
+        "selected": sum(len(item.series.instances) for item in selection.selected),
+        "not_selected": fates[Fate.NOT_SELECTED],
+        "duplicate": fates[Fate.DUPLICATE],
+        "quarantined": fates[Fate.QUARANTINED],
+        "reasons": dict(sorted(Counter(f"{item.fate.value}: {item.reason}" for item in passed_over).items())),
+        "studies": len({item.series.identity.study_instance_uid for item in selection.selected}),
+        "series": len(selection.selected),
+        "resources": sum(len(entry.rows) for entry in entries),
+        "bytes": sum(item.series.size for item in selection.selected),
+        "warnings": dict(sorted(Counter(_warnings(selection.selected)).items())),
+    }
+
+
+def _warnings(selected: Sequence[SelectedSeries]) -> list[str]:
+    return [warning for item in selected for warning in item.series.warnings]
+
+
+def _write_passed_over(store: Store, run: RunRow, passed_over: list[PassedOver]) -> None:
+    lines = (
+        json.dumps(
+            {
+                "path": item.path,
+                "fate": item.fate.value,
+                "reason": item.reason,
+                "size": item.size,
+                "series_instance_uid": item.series_instance_uid,
+            },
+            ensure_ascii=False,
+        )
+        for item in passed_over
+    )
+    store.write_text(f"{run.folder}/passed_over.jsonl", "".join(f"{line}\n" for line in lines))
+
+
+def _as_list(value: Sequence[str] | str | None) -> list[str]:
+    if not value:
+        return []
+    return [line for line in value.splitlines() if line.strip()] if isinstance(value, str) else list(value)
+
+
+def _as_mapping(value: Mapping[str, Any] | str | None) -> Mapping[str, Any]:
+    if isinstance(value, str):
+        parsed = json.loads(value) if value.strip() not in {"", "None"} else {}
+        if not isinstance(parsed, dict):
+            raise ValueError("selection must be a JSON object")
+        return parsed
+    return value or {}
+
+
+def _as_bool(value: bool | str) -> bool:
+    return value if isinstance(value, bool) else value.strip().lower() in {"true", "1", "yes"}
