@@ -14,11 +14,8 @@ from qure_provider.api.result_body import read_content, read_result
 from qure_provider.api.statuses import Step, error_for_status, parse_retry_after, results_step, rule_for, token_error
 from qure_provider.api.upload_body import read_upload
 
-MAX_ANSWER_BYTES = 8 * 1024 * 1024
-"""A result or compute answer longer than this is not read."""
-
-MAX_UPLOAD_ANSWER_BYTES = 64 * 1024 * 1024
-"""An upload answer longer than this is not read. It describes every file, and one request may carry thousands."""
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+"""A longer answer is not read. An upload's describes every file, and one request may carry thousands."""
 
 _VALIDITY = "validity not determined yet"
 _INVALID_SCAN = re.compile(
@@ -49,7 +46,7 @@ class RawAnswer:
     retry_after: str | None = None
 
 
-def parse_upload(answer: RawAnswer, *, max_bytes: int = MAX_UPLOAD_ANSWER_BYTES) -> UploadAnswer:
+def parse_upload(answer: RawAnswer, *, max_bytes: int = MAX_ANSWER_BYTES) -> UploadAnswer:
     """Read the answer to an upload (OpenAPI, upload; documentation.qure.ai, Uploading the Dicoms).
 
     Args:

@@ -117,7 +117,8 @@ def _keepable(value: Any, depth: int) -> Any:
 
 def _keepable_text(text: str) -> str:
     text = _UNSTORABLE.sub("\ufffd", text)
-    if not any(_is_url(word) for word in text.split()):
+    lowered = text.lower()
+    if not any(mark in lowered for mark in (*_URL_MARKS, *_URL_STARTS)):
         return text
     return "".join(URL_REMOVED if _is_url(word) else word for word in re.split(r"(\s+)", text))
 

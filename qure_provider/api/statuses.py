@@ -27,7 +27,7 @@ class Step(StrEnum):
     RESULTS = "results"
     """X-ray v1, qER and qCT."""
     DOWNLOAD = "download"
-    """A file that a result named, usually at another host."""
+    """A file that a result names, usually at another host; with redirects followed as far as they were allowed."""
 
 
 def results_step(route: Route, version: ResultsVersion) -> Step:
@@ -58,21 +58,25 @@ class Rule:
 
 
 _POSITIVE = Rule(None, "answered")
+_UNEXPECTED = Rule(QureTransientError, "the service is not documented to answer so; a proxy may have.")
 
-_EVERY_STEP: Mapping[int, Rule] = {
+RULES_OF_EVERY_STEP: Mapping[int, Rule] = {
+    304: _UNEXPECTED,
     401: Rule(
         QureSettingsError,
-        "the token is missing, wrong or withdrawn. Put the token that Qure issued into the connection's password.",
+        "the token is missing, wrong or withdrawn. Enter the token that Qure issued as the connection's password.",
     ),
-    407: Rule(QureSettingsError, "a proxy wants credentials. Put them into the connection's proxy addresses."),
+    402: Rule(QureSettingsError, "the account has no valid license. Ask Qure to renew it."),
+    407: Rule(QureSettingsError, "a proxy wants credentials. Put them into the addresses in the connection's proxies."),
     408: Rule(QureTransientError, "the service gave up waiting for the request."),
     425: Rule(QureTransientError, "the service was not ready for the request."),
-    429: Rule(QureTransientError, "too many requests. If it goes on, lower the connection's request rate."),
+    429: Rule(QureTransientError, "too many requests. If it goes on, lower the connection's requests_per_second."),
 }
+"""What a status says wherever the step's own rules do not speak of it."""
 
 _SOURCE = Rule(
     QureSettingsError,
-    "access denied: the Source is missing or wrong. Set the Source that Qure issued in the connection.",
+    "access denied: the Source is missing or wrong. Enter the Source that Qure issued as the connection's source.",
 )
 _NO_SUCH_PATH = Rule(
     QureSettingsError, "there is no such path at this host. Check the connection's base URL; Qure issued it."
@@ -85,6 +89,7 @@ _RESULTS = {
     400: Rule(Outcome.UNSUPPORTED, "no product of the account handles this scan"),
     403: _SOURCE,
     404: Rule(Outcome.NOT_UPLOADED, "the service holds no such image or series"),
+    405: _NO_SUCH_PATH,
     409: Rule(Outcome.NOT_COMPUTED, "the series was never sent to compute"),
 }
 
@@ -93,24 +98,24 @@ _FRESH_URL = Rule(
     "the file's address is no longer good or not good yet. Ask for the result again for fresh addresses.",
 )
 
-_BY_STEP: Mapping[Step, Mapping[int, Rule]] = {
+RULES: Mapping[Step, Mapping[int, Rule]] = {
     Step.UPLOAD: {
         200: _POSITIVE,
         400: Rule(
             QureRejectedError,
             "the service found no DICOM file in the request, or no product for it. If it says so of every series, "
-            "try the other upload dialect in the connection.",
+            "try the connection's other upload_dialect.",
         ),
         403: _SOURCE,
         404: _NO_SUCH_PATH,
         405: _NO_SUCH_PATH,
         413: Rule(
             QureRejectedError,
-            "the request is larger than the service or a proxy takes. Lower the connection's maximum request size.",
+            "the request is larger than the service or a proxy takes. Lower the connection's max_request_bytes.",
         ),
         415: Rule(
             QureSettingsError,
-            "the service does not take this kind of multipart. Try the other upload dialect in the connection.",
+            "the service does not take this kind of multipart. Try the connection's other upload_dialect.",
         ),
     },
     Step.COMPUTE: {
@@ -123,17 +128,9 @@ _BY_STEP: Mapping[Step, Mapping[int, Rule]] = {
     Step.RESULTS: _RESULTS,
     Step.RESULTS_V2: _RESULTS
     | {403: Rule(Outcome.DENIED, "the image is not in the workspace of the Source, or the Source is wrong")},
-    Step.DOWNLOAD: {
-        200: _POSITIVE,
-        400: _FRESH_URL,
-        401: _FRESH_URL,
-        403: _FRESH_URL,
-        404: _FRESH_URL,
-        410: _FRESH_URL,
-    },
+    Step.DOWNLOAD: {200: _POSITIVE} | dict.fromkeys((301, 302, 303, 307, 308, 400, 401, 403, 404, 410), _FRESH_URL),
 }
-
-_UNEXPECTED = Rule(QureTransientError, "the service is not documented to answer so; a proxy may have.")
+"""What a status says on one step: what the vendor documents, and what stores and proxies are known to send."""
 
 _BY_HUNDRED: Mapping[int, Rule] = {
     3: Rule(
@@ -148,8 +145,8 @@ _BY_HUNDRED: Mapping[int, Rule] = {
 def rule_for(step: Step, status: int) -> Rule:
     """Look up what a status says on a step.
 
-    401 and 403 of a download are about the file's address, which is usually pre-signed and expires, and not about
-    the token: if the token is at fault too, asking for the result again says so.
+    A refused download is put down to the file's address, which is pre-signed and expires (documentation.qure.ai,
+    Fetching Results), not to the token: if the token is at fault too, asking for the result again says so.
 
     Args:
         step: What was being done.
@@ -158,13 +155,7 @@ def rule_for(step: Step, status: int) -> Rule:
     Returns:
         The rule; a status that is not documented for the step has one too, and never a positive one.
     """
-    if rule := _BY_STEP[step].get(status) or _EVERY_STEP.get(status):
-        return rule
-    if step is Step.DOWNLOAD and status // 100 == 3:
-        return _FRESH_URL
-    if status == 304:
-        return _UNEXPECTED
-    return _BY_HUNDRED.get(status // 100, _UNEXPECTED)
+    return RULES[step].get(status) or RULES_OF_EVERY_STEP.get(status) or _BY_HUNDRED.get(status // 100, _UNEXPECTED)
 
 
 def error_for_status(step: Step, status: int, retry_after: str | None = None) -> QureError | None:
@@ -197,7 +188,7 @@ def token_error(step: Step, status: int) -> QureSettingsError:
     Returns:
         The error, to be raised.
     """
-    return QureSettingsError(_message(step, status, _EVERY_STEP[401]))
+    return QureSettingsError(_message(step, status, RULES_OF_EVERY_STEP[401]))
 
 
 def _message(step: Step, status: int, rule: Rule) -> str:
