@@ -8,6 +8,7 @@ import secrets
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
+from urllib.parse import quote
 
 from airflow.sdk.configuration import conf
 
@@ -112,3 +113,9 @@ def short_ref(uid: str) -> str:
         Ten hexadecimal digits.
     """
     return hmac.new(_pseudonym_key(), uid.encode(), hashlib.sha256).hexdigest()[:10]
+
+
+def run_link(dag_id: str, run_id: str) -> str:
+    """Return the address of a run in the Airflow UI; empty where ``[api] base_url`` is not set."""
+    base = str(conf.get("api", "base_url", fallback="")).strip().rstrip("/")
+    return f"{base}/dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}" if base else ""

@@ -20,6 +20,7 @@ from qure_provider.ledger.database import LedgerError, is_current, migrate, open
 from qure_provider.ledger.schema import acknowledged, alerts, batches, planned, resources, runs, studies
 
 _CHUNK = 500
+_REPLANNED = "This night was planned anew since; the batch is no more."
 _T = TypeVar("_T")
 
 
@@ -98,10 +99,15 @@ class ResourceRow:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more is expected: a final outcome and, where ready, a set of files that stopped growing."""
-        if self.outcome is Outcome.READY:
-            return self.settled_at is not None
-        return self.outcome is not None and self.outcome.is_final
+        """Whether nothing more is waited for: a final outcome and, where ready, a set of files that stopped growing."""
+        if self.settled_at is not None:
+            return True
+        return self.outcome is not None and self.outcome.is_final and self.outcome is not Outcome.READY
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether it is over and the service gave its answer: a result, or that the image is not for it."""
+        return self.is_over and self.outcome is not None and self.outcome.value in _FINISHED
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +222,20 @@ class Ledger:
         with self._engine.begin() as connection:
             row = connection.execute(query).mappings().one_or_none()
             if row is None:
-                raise LeaseLostError("This night was planned anew since; the batch is no more.")
+                raise LeaseLostError(_REPLANNED)
             return _run_row(row)
+
+    def manifest_of_batch(self, batch_id: int) -> str:
+        """Return where the batch's manifest lies in the store.
+
+        Raises:
+            LeaseLostError: If the batch is no more.
+        """
+        with self._engine.begin() as connection:
+            manifest = connection.scalar(select(batches.c.manifest).where(batches.c.id == batch_id))
+        if manifest is None:
+            raise LeaseLostError(_REPLANNED)
+        return str(manifest)
 
     def finish_run(self, run_id: int) -> None:
         """Record that the run's summary was written."""
@@ -332,6 +350,11 @@ class Ledger:
                 ]
             for chunk in _chunks(values):
                 connection.execute(insert(planned), chunk)
+            waiting = [row.id for _, _, rows in batches_of_rows for row in rows if row.why is Why.WAITING]
+            for some in _chunks(waiting):
+                connection.execute(
+                    update(resources).where(resources.c.id.in_(some)).values(outcome=None, reason="", settled_at=None)
+                )
             connection.execute(
                 update(runs).where(runs.c.id == run.id).values(counts=dict(counts), planned_at=time.time())
             )
@@ -388,7 +411,7 @@ class Ledger:
                 update(batches).where(batches.c.id == batch_id).values(owner=owner).returning(batches.c.id)
             )
             if taken.scalar_one_or_none() is None:
-                raise LeaseLostError("This night was planned anew since; the batch is no more.")
+                raise LeaseLostError(_REPLANNED)
 
     def check_lease(self, batch_id: int, owner: str) -> None:
         """Raise unless the batch is still ours.
@@ -483,7 +506,7 @@ class Ledger:
 
     def mark_timed_out(self, resource_ids: Iterable[int], reason: str) -> None:
         """Record that waiting ended before the service had a result."""
-        self._update(resource_ids, outcome=Outcome.TIMED_OUT.value, reason=reason, updated_at=time.time())
+        self.record_failure(resource_ids, Outcome.TIMED_OUT, reason)
 
     def record_doubt(self, resource_id: int, doubt: str) -> None:
         """Record why a result may not be the answer to what was sent last; it is held back until a person decides."""
@@ -626,9 +649,8 @@ class _Wanted:
             return Why.NEW
         if known["fingerprint"] != self.fingerprint or known["study_id"] != self.study_id or recompute:
             return Why.REVISION
-        finished = known["outcome"] in _FINISHED and (
-            known["outcome"] != Outcome.READY.value or known["settled_at"] is not None
-        )
+        is_ready = known["outcome"] == Outcome.READY.value
+        finished = known["outcome"] in _FINISHED and (not is_ready or known["settled_at"] is not None)
         return Why.DONE if finished else Why.WAITING
 
     def values(self, *, revision: int, now: float) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.definitions.context import Context
 
 from qure_provider import settings
-from qure_provider.operators.base import QureOperator, StepIncompleteError
+from qure_provider.operators.base import QureOperator
 from qure_provider.operators.work import open_batch
+from qure_provider.retries import StepIncompleteError
 
 if TYPE_CHECKING:
     from qure_provider.hooks.qure import QureHook

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.definitions.context import Context
 
 from qure_provider import settings
+from qure_provider.ledger.batch_ref import BatchRef
 from qure_provider.nights import in_night, night_of, safe_name
 from qure_provider.operators.base import QureOperator
-from qure_provider.operators.work import BatchRef, manifest_content
+from qure_provider.operators.work import manifest_content
 
 if TYPE_CHECKING:
     from qure_provider.api.model import Route

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.definitions.context import Context
 
 from qure_provider import settings
-from qure_provider.operators.base import QureOperator, StepIncompleteError
+from qure_provider.operators.base import QureOperator
 from qure_provider.operators.work import BatchWork, open_batch
+from qure_provider.retries import StepIncompleteError
 
 if TYPE_CHECKING:
     from qure_provider.hooks.outgoing import OutgoingFile
@@ -184,12 +185,13 @@ def _files_of(work: BatchWork, row: ResourceRow) -> list[OutgoingFile]:
     from qure_provider.store import open_path
 
     root = open_path(work.export_root)
+    is_local = isinstance(root, Path)
     series = work.series_by_uid()[row.series_instance_uid].series
     return [
         OutgoingFile(
             sop_instance_uid=instance.sop_instance_uid,
             series_instance_uid=row.series_instance_uid,
-            path=root / instance.path,
+            path=str(root / instance.path) if is_local else root / instance.path,
             size=instance.size,
         )
         for instance in series.instances

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.definitions.context import Context
 
 from qure_provider import settings
+from qure_provider.ledger.batch_ref import BatchRef
 
 if TYPE_CHECKING:
     from qure_provider.dicom.model import Batch, SelectedSeries
@@ -17,43 +18,6 @@ if TYPE_CHECKING:
     from qure_provider.store import Store
 
 MANIFEST_SCHEMA = 1
-
-
-@dataclass(frozen=True, slots=True)
-class BatchRef:
-    """What XCom carries of a batch: where it is and how big, no patient data.
-
-    Attributes:
-        batch_id: Its key in the ledger.
-        route: ``xray`` or ``ct``.
-        series: How many series it carries.
-        resources: How many results are expected.
-        size: In bytes.
-        label: What the Airflow UI shows.
-    """
-
-    batch_id: int
-    route: str
-    series: int
-    resources: int
-    size: int
-    label: str
-
-    def to_xcom(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return asdict(self)
-
-    @classmethod
-    def from_xcom(cls, value: Any) -> BatchRef:
-        """Read what ``to_xcom`` returned.
-
-        Raises:
-            ValueError: If it is something else.
-        """
-        try:
-            return cls(**value)
-        except TypeError:
-            raise ValueError("batch must be one of the batches that the plan task returned") from None
 
 
 @dataclass(frozen=True, slots=True)

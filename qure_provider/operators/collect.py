@@ -1,0 +1,248 @@
+"""Waiting for a batch's results and taking each as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from airflow.sdk.definitions.callback import AsyncCallback
+from airflow.sdk.definitions.context import Context
+from airflow.sdk.exceptions import TaskDeferralTimeout
+
+from qure_provider import settings
+from qure_provider.ledger.batch_ref import BatchRef
+from qure_provider.operators.base import QureOperator
+from qure_provider.operators.work import BatchWork, open_batch
+from qure_provider.retries import StepIncompleteError
+from qure_provider.triggers.alerts import Paging, channel_of, check_paging, send_to_all
+from qure_provider.triggers.results import QureResultsTrigger, ResultsEvent, Wake, alert_about, pace, run_facts
+
+if TYPE_CHECKING:
+    from qure_provider.api.model import ResultAnswer
+    from qure_provider.hooks.qure import QureHook
+    from qure_provider.ledger.ledger import ResourceRow
+
+PARALLEL = 4
+_T = TypeVar("_T")
+
+
+class QureCollectBatchOperator(QureOperator):
+    """Wait for a batch's results without holding a worker; fetch what is ready at each wake, urgent ones first.
+
+    It asks once, then defers. The trigger wakes it when something urgent is ready (people are told from the triggerer),
+    when a share of the batch is, and at the run's deadline; what is ready is then fetched into the store and the rest
+    is waited for. What the service never finishes is recorded as timed out: it has neither a "failed" state nor a
+    cancel. A result whose files cannot be fetched fails the task after everything else was done.
+
+    Args:
+        batch: One of the batches that the plan returned.
+        store_root: The store's root; None for ``[qure] store_root``.
+        notifiers: Who is told of an urgent result: ``AsyncCallback(Notifier, kwargs={...})`` each; templates in the
+            arguments can use ``{{ alert.text }}`` and the other fields of ``Alert``.
+        page_on: Triage meanings that people are told of.
+        page_findings: Finding or decision keys that people are told of.
+        first_poll_seconds: Between deferring and the first question; None for ``[qure] first_poll_seconds``.
+        max_poll_seconds: Longest time between two questions; None for ``[qure] max_poll_seconds``.
+        settle_seconds: Between two looks at a ready result's files; None for ``[qure] settle_seconds``.
+        kwargs: See ``QureOperator``.
+    """
+
+    template_fields = ("batch", "qure_conn_id")
+    ui_color = "#efe3f4"
+
+    def __init__(
+        self,
+        *,
+        batch: Any,
+        store_root: str | None = None,
+        notifiers: Sequence[AsyncCallback] = (),
+        page_on: Sequence[str] = ("urgent",),
+        page_findings: Sequence[str] = (),
+        first_poll_seconds: float | None = None,
+        max_poll_seconds: float | None = None,
+        settle_seconds: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_paging(notifiers, page_on)
+        self.batch = batch
+        self.store_root = store_root
+        self.notifiers = [notifier.serialize() for notifier in notifiers]
+        self.page_on = list(page_on)
+        self.page_findings = list(page_findings)
+        self.first_poll_seconds = first_poll_seconds
+        self.max_poll_seconds = max_poll_seconds
+        self.settle_seconds = settle_seconds
+
+    def execute(self, context: Context) -> None:
+        """Ask for everything once; take what is there; wait for the rest."""
+        self._collect(context, done=(), is_deadline=False)
+
+    def resume(self, context: Context, event: Any = None) -> None:
+        """Go on after the trigger fired.
+
+        Raises:
+            ValueError: If the event is empty or not understood; the retry asks for everything again.
+        """
+        known = ResultsEvent.from_payload(event)
+        self._collect(context, done=known.done, is_deadline=known.wake is Wake.DEADLINE)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Take a deferral's timeout for what it is, the deadline, where the base class would fail the task."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except TaskDeferralTimeout:
+            return self._collect(context, done=(), is_deadline=True)
+
+    def _collect(self, context: Context, *, done: Sequence[int], is_deadline: bool) -> None:
+        from qure_provider.hooks.qure import QureHook
+
+        with open_batch(self.batch, self.store_root, context) as work:
+            rows = [row for row in work.rows() if row.uploaded_at is not None and not row.is_over]
+            with QureHook(self.qure_conn_id, operator=type(self).__name__) as hook:
+                failed = self._take(context, work, hook, rows, set(done)) if rows else {}
+            left = [row for row in work.rows() if row.uploaded_at is not None and not row.is_over]
+            if is_deadline or time.time() >= work.run.deadline:
+                _end_waiting(work, left)
+                left = []
+            waiting = [row for row in left if row.id not in failed]
+            self.log.info("Collected: asked=%d failed=%d waiting=%d", len(rows), len(failed), len(waiting))
+            deadline = work.run.deadline
+        if waiting:
+            self._defer(context, deadline, besides=list(failed))
+        if failed:
+            refs = {row.id: settings.short_ref(row.uid) for row in rows}
+            raise StepIncompleteError(
+                "Fetching results", ((refs[row_id], error) for row_id, error in failed.items()), len(rows)
+            )
+
+    def _take(
+        self, context: Context, work: BatchWork, hook: QureHook, rows: list[ResourceRow], done: set[int]
+    ) -> dict[int, Exception]:
+        """Ask for every row's result, tell people of the urgent ones, and fetch what is ready.
+
+        A question that failed leaves its row to be asked again by the trigger.
+
+        Returns:
+            The rows whose files could not be fetched, and why.
+        """
+        from qure_provider.api.errors import QureRejectedError, QureSettingsError
+        from qure_provider.api.model import Outcome
+
+        ready: list[tuple[ResourceRow, ResultAnswer]] = []
+        denied = 0
+        for row, answer, error in _in_parallel(lambda row: hook.result(row.ref), rows):
+            work.check()
+            if isinstance(error, QureRejectedError):
+                work.ledger.record_failure([row.id], Outcome.FAILED, str(error))
+            elif error is not None:
+                self.log.warning("A question failed: resource=%s error=%s", settings.short_ref(row.uid), error)
+            elif answer is not None and answer.outcome is Outcome.READY:
+                ready.append((row, answer))
+            elif answer is not None:
+                denied += answer.outcome is Outcome.DENIED
+                work.ledger.record_answer(row.id, answer, settled=row.id in done and not answer.outcome.is_final)
+        if denied == len(rows):
+            raise QureSettingsError(
+                "The service denies every result of this batch: check the connection's Source, and that the images "
+                "were sent to the same workspace."
+            )
+        ready.sort(key=lambda pair: not self._paging().wants(pair[1]))
+        self._alert(context, work, ready)
+        answers = {row.id: answer for row, answer in ready}
+        failed: dict[int, Exception] = {}
+        for row, _, error in _in_parallel(
+            lambda row: _fetch(work, hook, row, answers[row.id], is_settled=row.id in done), [row for row, _ in ready]
+        ):
+            work.check()
+            if error is not None:
+                failed[row.id] = error
+        return failed
+
+    def _alert(self, context: Context, work: BatchWork, ready: list[tuple[ResourceRow, ResultAnswer]]) -> None:
+        """Tell people of urgent results that nobody was told of yet; the trigger told them of those that it saw."""
+        urgent = [(row, answer) for row, answer in ready if self._paging().wants(answer)]
+        sent = work.ledger.sent_alerts(row.id for row, _ in urgent) if urgent else set()
+        for row, answer in urgent:
+            waiting = [notifier for notifier in self.notifiers if (row.id, channel_of(notifier)) not in sent]
+            if not waiting:
+                continue
+            facts = {
+                "study_ref": settings.short_ref(row.identity.study_instance_uid),
+                "modality": row.modality,
+                "station": row.station_name,
+                "acquired": row.acquired,
+                **run_facts(context),
+            }
+            for channel, error in asyncio.run(send_to_all(waiting, alert_about(answer, facts))).items():
+                work.ledger.record_alert(row.id, channel, error=error)
+
+    def _paging(self) -> Paging:
+        return Paging(tuple(self.page_on), tuple(self.page_findings))
+
+    def _defer(self, context: Context, deadline: float, *, besides: list[int]) -> NoReturn:
+        self.defer(
+            trigger=QureResultsTrigger(
+                qure_conn_id=self.qure_conn_id,
+                deadline=deadline,
+                batch_id=BatchRef.from_xcom(self.batch).batch_id,
+                store_root=self.store_root or settings.store_root(),
+                besides=besides,
+                notifiers=self.notifiers,
+                meanings=self.page_on,
+                findings=self.page_findings,
+                pace=pace(self.first_poll_seconds, self.max_poll_seconds, self.settle_seconds),
+                run=run_facts(context),
+            ),
+            method_name="resume",
+            timeout=timedelta(seconds=max(deadline - time.time(), 1.0) + 60.0),
+        )
+
+
+def _fetch(work: BatchWork, hook: QureHook, row: ResourceRow, answer: ResultAnswer, *, is_settled: bool) -> None:
+    from qure_provider.operators.fetching import fetch_result
+    from qure_provider.store import result_folder
+
+    study = row.identity.study_instance_uid
+    folder = result_folder(study, row.series_instance_uid, row.uid, row.route, row.revision)
+    fetch_result(
+        hook,
+        work.store,
+        row.ref,
+        answer,
+        folder,
+        revision=row.revision,
+        study_instance_uid=study,
+        series_instance_uid=row.series_instance_uid,
+    )
+    work.ledger.record_answer(row.id, answer, store_path=folder, settled=is_settled)
+
+
+def _end_waiting(work: BatchWork, left: Iterable[ResourceRow]) -> None:
+    from qure_provider.api.model import Outcome
+
+    pending = [row.id for row in left if row.outcome in {None, Outcome.PENDING}]
+    work.ledger.mark_timed_out(pending, "the service had no result at the run's deadline; a later run asks again")
+    work.ledger.mark_settled(row.id for row in left if row.id not in set(pending))
+
+
+def _in_parallel(
+    action: Callable[[ResourceRow], _T], rows: Sequence[ResourceRow]
+) -> Iterable[tuple[ResourceRow, _T | None, Exception | None]]:
+    """Apply an action to each row, a few at once, in order; a wrong setting stops it, other errors are returned."""
+    from qure_provider.api.errors import QureError, QureSettingsError
+
+    def attempt(row: ResourceRow) -> tuple[ResourceRow, _T | None, Exception | None]:
+        try:
+            return row, action(row), None
+        except QureSettingsError:
+            raise
+        except (QureError, OSError) as error:
+            return row, None, error
+
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        yield from pool.map(attempt, rows)

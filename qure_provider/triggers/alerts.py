@@ -1,0 +1,169 @@
+"""Telling people about an urgent result, the moment it is seen."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pendulum
+from airflow.sdk.definitions.callback import AsyncCallback
+from airflow.sdk.module_loading import import_string  # type: ignore[attr-defined]
+
+from qure_provider import settings
+from qure_provider.api.model import Meaning, ResultAnswer
+
+log = logging.getLogger(__name__)
+
+PAUSES_SECONDS = (0.0, 2.0, 6.0)
+"""Before each try to send one alert; a later wake of the task tries again."""
+TRY_SECONDS = 15.0
+"""How long one try may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paging:
+    """Which ready results people are told of at once.
+
+    Attributes:
+        meanings: Of these triage meanings; by default only ``urgent``.
+        findings: Or with one of these keys among the decisions that are true or the findings listed; empty by default.
+    """
+
+    meanings: tuple[str, ...] = (Meaning.URGENT.value,)
+    findings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        unknown = set(self.meanings) - {meaning.value for meaning in Meaning}
+        if unknown:
+            raise ValueError(f"no such triage meaning: {', '.join(sorted(unknown))}")
+
+    def wants(self, answer: ResultAnswer) -> bool:
+        """Return whether this result is one of them."""
+        if answer.meaning.value in self.meanings:
+            return True
+        found = {key for key, decision in answer.decisions.items() if decision}
+        found |= {key for key, _ in answer.report.findings_list}
+        return not found.isdisjoint(self.findings)
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """What an alert says: enough to find the study behind a login, no name and no number of the patient.
+
+    Attributes:
+        study_ref: The study's pseudonym, as tables and pages show it.
+        product: As the service named it.
+        meaning: What the triage word means on this route.
+        triage: The vendor's word.
+        modality: The modality; empty where not known.
+        station: The station's name; empty where not known.
+        acquired: When it was acquired, as DICOM DT in the hospital's clock; empty where not known.
+        dag_id: The DAG that waits for it.
+        run_id: Its run.
+        link: The run in the Airflow UI; empty where ``[api] base_url`` is not set.
+    """
+
+    study_ref: str
+    product: str
+    meaning: str
+    triage: str
+    modality: str = ""
+    station: str = ""
+    acquired: str = ""
+    dag_id: str = ""
+    run_id: str = ""
+    link: str = ""
+
+    @property
+    def minutes_since_acquisition(self) -> int | None:
+        """How old the images are, in minutes; None where the header does not tell."""
+        try:
+            moment = pendulum.from_format(self.acquired[:14], "YYYYMMDDHHmmss", tz=settings.timezone())
+        except ValueError:
+            return None
+        return int((pendulum.now("UTC") - moment).total_seconds() // 60)
+
+    @property
+    def text(self) -> str:
+        """The alert as one paragraph."""
+        age = self.minutes_since_acquisition
+        where = f"acquired {self.acquired or 'at an unknown time'} at {self.station or 'an unknown station'}"
+        return (
+            f"AI output, unverified: {self.product} marks a {self.modality or 'study'} as {self.meaning} "
+            f"(triage word: {self.triage}). Study ref {self.study_ref}, {where}"
+            f"{'' if age is None else f', {age} min after acquisition'}. Please have it read. {self.link}"
+        ).strip()
+
+    def as_context(self) -> dict[str, Any]:
+        """Return what a notifier's templates can use: ``{{ alert.text }}``, ``{{ alert.study_ref }}``, ..."""
+        return {
+            "alert": {
+                **asdict(self),
+                "text": self.text,
+                "minutes_since_acquisition": self.minutes_since_acquisition,
+            }
+        }
+
+
+def check_paging(notifiers: Sequence[AsyncCallback], page_on: Sequence[str]) -> None:
+    """Check the paging arguments, when the DAG is parsed.
+
+    Raises:
+        ValueError: If a notifier is no ``AsyncCallback`` or a meaning does not exist.
+    """
+    for notifier in notifiers:
+        if not isinstance(notifier, AsyncCallback):
+            raise ValueError("notifiers must be AsyncCallback(NotifierClass, kwargs={...}) objects")
+    Paging(tuple(page_on))
+
+
+def channel_of(notifier: Mapping[str, Any]) -> str:
+    """Return a stable name for a notifier and its settings, under which it is recorded that it was told."""
+    settings_of_it = json.dumps(notifier["kwargs"], sort_keys=True, default=str)
+    return f"{notifier['path']}#{hashlib.sha256(settings_of_it.encode()).hexdigest()[:12]}"
+
+
+async def send(notifier: Mapping[str, Any], alert: Alert) -> str:
+    """Send one alert through one notifier, trying a few times.
+
+    A notifier is made anew for each alert, with its own copy of its arguments: a notifier renders its templates in
+    place, so that one used twice would name the first study again.
+
+    Args:
+        notifier: ``{"path": class, "kwargs": arguments}``, as ``AsyncCallback`` serializes.
+        alert: What to say.
+
+    Returns:
+        An empty text, or the class of the exception that the last try ended with. It never raises.
+    """
+    error = ""
+    for pause in PAUSES_SECONDS:
+        await asyncio.sleep(pause)
+        try:
+            make = import_string(notifier["path"])
+            instance = make(**copy.deepcopy(dict(notifier["kwargs"])), context=alert.as_context())
+            async with asyncio.timeout(TRY_SECONDS):
+                await instance
+        except Exception as problem:
+            error = type(problem).__name__
+            log.warning("An alert could not be sent: error=%s study=%s", error, alert.study_ref)
+        else:
+            log.info("An alert was sent: study=%s", alert.study_ref)
+            return ""
+    return error
+
+
+async def send_to_all(notifiers: Sequence[Mapping[str, Any]], alert: Alert) -> dict[str, str]:
+    """Send one alert through every notifier at once.
+
+    Returns:
+        For each channel an empty text, or the class of the exception that its last try ended with.
+    """
+    errors = await asyncio.gather(*(send(notifier, alert) for notifier in notifiers))
+    return {channel_of(notifier): error for notifier, error in zip(notifiers, errors, strict=True)}

@@ -1,0 +1,352 @@
+"""Waiting for results in the triggerer: one trigger polls all that a batch still waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.definitions.context import Context
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from qure_provider import settings
+from qure_provider.api.errors import QureRejectedError, QureSettingsError, QureTransientError
+from qure_provider.api.model import Outcome, ResourceRef, ResultAnswer, Route
+from qure_provider.triggers.alerts import Alert, Paging, channel_of, send_to_all
+
+if TYPE_CHECKING:
+    from qure_provider.hooks.qure_async import QureAsyncClient
+
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 600.0
+"""How long an answer that may still change without computation (not uploaded, not computed, denied, the service's
+"Validity not determined yet!") is asked for again before it is taken as the answer."""
+STABLE_LIMIT_SECONDS = 300.0
+"""How long at most a growing set of files is watched."""
+SHARE = 0.25
+"""The task is resumed when so much of what it waits for is there ..."""
+HOLD_SECONDS = 60.0
+"""... or when something has been there for so long."""
+CONCURRENCY = 16
+GROWTH = 1.5
+
+
+class Wake(StrEnum):
+    """Why the task is resumed."""
+
+    ALL = "all"
+    SOME = "some"
+    URGENT = "urgent"
+    DEADLINE = "deadline"
+    SETTINGS = "settings"
+
+
+@dataclass(frozen=True, slots=True)
+class ResultsEvent:
+    """What the trigger tells the task: which of its targets, by key, and never what their results say.
+
+    Attributes:
+        wake: Why it fires.
+        urgent: Ready, and people were told; the files may still be growing.
+        done: With an answer that no further question will change.
+    """
+
+    wake: Wake
+    urgent: tuple[int, ...] = ()
+    done: tuple[int, ...] = ()
+
+    def to_payload(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {"wake": self.wake.value, "urgent": list(self.urgent), "done": list(self.done)}
+
+    @classmethod
+    def from_payload(cls, payload: Any) -> ResultsEvent:
+        """Read an event.
+
+        Raises:
+            ValueError: If it is empty or not understood: an unknown answer must never be taken for a good one.
+        """
+        try:
+            return cls(
+                wake=Wake(payload["wake"]),
+                urgent=tuple(int(key) for key in payload["urgent"]),
+                done=tuple(int(key) for key in payload["done"]),
+            )
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                "The trigger's event was empty or not understood; the results are asked for again."
+            ) from None
+
+
+@dataclass(slots=True)
+class Target:
+    """One resource that is waited for.
+
+    Attributes:
+        key: How the event names it.
+        ref: What to ask for.
+        alert: What an alert about it would say, but for the result itself.
+        alerted: The channels that were told already.
+        counts: The files that it had when last asked; None where it was not ready yet.
+        ready_at: When it was first seen ready, seconds since the epoch.
+        since: Since when a result can be expected, seconds since the epoch.
+        interval: Seconds until it is asked for again.
+    """
+
+    key: int
+    ref: ResourceRef
+    alert: Mapping[str, str]
+    alerted: set[str] = field(default_factory=set)
+    counts: Mapping[str, int] | None = None
+    ready_at: float | None = None
+    since: float = field(default_factory=time.time)
+    interval: float = 0.0
+
+
+class QureResultsTrigger(BaseTrigger):
+    """Poll results until something is worth resuming the task for.
+
+    It fires when everything has its answer, when a quarter has, when something has waited a minute to be fetched, at
+    once when a result pages somebody (who is told from here), and at the deadline. Where no batch is given it fires
+    only when everything has its answer, and at the deadline. The service can cancel nothing and has no "failed" state: what
+    it never finishes stays pending until the deadline.
+
+    Args:
+        qure_conn_id: The Qure connection.
+        deadline: When waiting ends, seconds since the epoch.
+        resources: ``[[uid, route], ...]``; the event's keys are positions in it. Empty where a batch is given.
+        batch_id: A batch in the ledger; the event's keys are its resources' keys in the ledger.
+        store_root: The store that the ledger belongs to.
+        besides: Keys of resources that are not to be asked for.
+        pace: Seconds: ``first_poll`` before the first question, ``max_poll`` the longest time between two for the same
+            result, ``settle`` after which a ready result is asked for again, to see whether files were added.
+        notifiers: Who is told of a paging result: ``{"path": class, "kwargs": arguments}`` each.
+        meanings: See ``Paging``.
+        findings: See ``Paging``.
+        run: ``dag_id``, ``run_id`` and ``link``, for the alert's text.
+    """
+
+    def __init__(
+        self,
+        *,
+        qure_conn_id: str,
+        deadline: float,
+        resources: Sequence[Sequence[str]] = (),
+        batch_id: int | None = None,
+        store_root: str = "",
+        besides: Sequence[int] = (),
+        pace: Mapping[str, float] = MappingProxyType({"first_poll": 15.0, "max_poll": 60.0, "settle": 15.0}),
+        notifiers: Sequence[Mapping[str, Any]] = (),
+        meanings: Sequence[str] = Paging().meanings,
+        findings: Sequence[str] = (),
+        run: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.qure_conn_id = qure_conn_id
+        self.deadline = deadline
+        self.resources = [list(resource) for resource in resources]
+        self.batch_id = batch_id
+        self.store_root = store_root
+        self.besides = list(besides)
+        self.pace = dict(pace)
+        self.notifiers = [dict(notifier) for notifier in notifiers]
+        self.meanings = list(meanings)
+        self.findings = list(findings)
+        self.run_facts = dict(run)
+        self._paging = Paging(tuple(meanings), tuple(findings))
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class and its arguments, for the trigger's row."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "qure_conn_id": self.qure_conn_id,
+                "deadline": self.deadline,
+                "resources": self.resources,
+                "batch_id": self.batch_id,
+                "store_root": self.store_root,
+                "besides": self.besides,
+                "pace": self.pace,
+                "notifiers": self.notifiers,
+                "meanings": self.meanings,
+                "findings": self.findings,
+                "run": self.run_facts,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Poll, tell, and fire once."""
+        from qure_provider.hooks.qure_async import shared_client
+
+        targets = await asyncio.to_thread(self._targets)
+        try:
+            async with shared_client(self.qure_conn_id) as client:
+                event = await self._wait(client, targets)
+        except QureSettingsError as error:
+            log.error("Polling stopped, a setting is wrong: %s", error)
+            event = ResultsEvent(Wake.SETTINGS)
+        yield TriggerEvent(event.to_payload())  # type: ignore[no-untyped-call]
+
+    async def _wait(self, client: QureAsyncClient, targets: list[Target]) -> ResultsEvent:
+        first = time.time() + self.pace["first_poll"]
+        due = [(first + random.uniform(0, 1), target.key) for target in targets]  # noqa: S311
+        heapq.heapify(due)
+        by_key = {target.key: target for target in targets}
+        done: dict[int, float] = {}
+        urgent: list[int] = []
+        wakes_early = self.batch_id is not None
+        while due:
+            now = time.time()
+            if now >= self.deadline:
+                return ResultsEvent(Wake.DEADLINE, tuple(urgent), tuple(done))
+            is_share = len(done) >= SHARE * len(targets)
+            if wakes_early and done and (is_share or now - min(done.values()) >= HOLD_SECONDS):
+                return ResultsEvent(Wake.SOME, tuple(urgent), tuple(done))
+            if due[0][0] > now:
+                await asyncio.sleep(min(due[0][0], self.deadline, now + 1) - now)
+                continue
+            batch = [by_key[heapq.heappop(due)[1]] for _ in range(min(CONCURRENCY, len(due))) if due[0][0] <= now]
+            verdicts = await asyncio.gather(*(self._ask(client, target) for target in batch))
+            for target, verdict in zip(batch, verdicts, strict=True):
+                if verdict.is_done:
+                    done[target.key] = time.time()
+                else:
+                    heapq.heappush(due, (time.time() + verdict.wait, target.key))
+                if verdict.is_urgent:
+                    urgent.append(target.key)
+            if wakes_early and urgent:
+                return ResultsEvent(Wake.URGENT, tuple(urgent), tuple(done))
+        return ResultsEvent(Wake.ALL, tuple(urgent), tuple(done))
+
+    async def _ask(self, client: QureAsyncClient, target: Target) -> _Verdict:
+        try:
+            answer = await client.result(target.ref)
+        except QureTransientError as error:
+            return _Verdict(wait=self._next_interval(target, error.retry_after))
+        except QureRejectedError:
+            return _Verdict(is_done=True)
+        if answer.outcome is Outcome.READY:
+            return await self._ready(target, answer)
+        if answer.outcome.is_final:
+            return _Verdict(is_done=True)
+        in_doubt = answer.outcome is not Outcome.PENDING or bool(answer.stage)
+        if in_doubt and time.time() - target.since >= GRACE_SECONDS:
+            return _Verdict(is_done=True)
+        return _Verdict(wait=self._next_interval(target, answer.retry_after))
+
+    async def _ready(self, target: Target, answer: ResultAnswer) -> _Verdict:
+        now = time.time()
+        is_new = target.ready_at is None
+        target.ready_at = target.ready_at or now
+        is_stable = target.counts == answer.file_counts or now - target.ready_at >= STABLE_LIMIT_SECONDS
+        target.counts = answer.file_counts
+        is_urgent = is_new and await self._tell(target, answer)
+        return _Verdict(is_done=is_stable and not is_new, is_urgent=is_urgent, wait=self.pace["settle"])
+
+    async def _tell(self, target: Target, answer: ResultAnswer) -> bool:
+        if not self._paging.wants(answer):
+            return False
+        waiting = [notifier for notifier in self.notifiers if channel_of(notifier) not in target.alerted]
+        if waiting:
+            errors = await send_to_all(waiting, alert_about(answer, target.alert))
+            target.alerted.update(channel for channel, error in errors.items() if not error)
+            if self.batch_id is not None:
+                await asyncio.to_thread(self._record, target.key, errors)
+        return True
+
+    def _next_interval(self, target: Target, retry_after: float | None) -> float:
+        target.interval = min(max(target.interval * GROWTH, self.pace["first_poll"]), self.pace["max_poll"])
+        jittered = target.interval * random.uniform(0.8, 1.2)  # noqa: S311
+        return max(min(jittered, self.pace["max_poll"]), retry_after or 0.0)
+
+    def _targets(self) -> list[Target]:
+        if self.batch_id is None:
+            return [
+                Target(
+                    key=index,
+                    ref=ResourceRef(uid, Route(route)),
+                    alert={"study_ref": settings.short_ref(uid), **self.run_facts},
+                )
+                for index, (uid, route) in enumerate(self.resources)
+                if index not in self.besides
+            ]
+        from qure_provider.ledger.ledger import Ledger
+        from qure_provider.store import ledger_url
+
+        with Ledger.open(ledger_url(self.store_root)) as ledger:
+            rows = [
+                row
+                for row in ledger.rows_of_batch(self.batch_id)
+                if row.uploaded_at is not None and not row.is_over and row.id not in self.besides
+            ]
+            sent = ledger.sent_alerts(row.id for row in rows)
+        return [
+            Target(
+                key=row.id,
+                ref=row.ref,
+                alert={
+                    "study_ref": settings.short_ref(row.identity.study_instance_uid),
+                    "modality": row.modality,
+                    "station": row.station_name,
+                    "acquired": row.acquired,
+                    **self.run_facts,
+                },
+                alerted={channel for resource_id, channel in sent if resource_id == row.id},
+                counts=row.file_counts if row.ready_at is not None else None,
+                ready_at=row.ready_at,
+                since=row.computed_at or row.uploaded_at or time.time(),
+            )
+            for row in rows
+        ]
+
+    def _record(self, resource_id: int, errors: Mapping[str, str]) -> None:
+        from qure_provider.ledger.ledger import Ledger
+        from qure_provider.store import ledger_url
+
+        with Ledger.open(ledger_url(self.store_root)) as ledger:
+            for channel, error in errors.items():
+                ledger.record_alert(resource_id, channel, error=error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    is_done: bool = False
+    is_urgent: bool = False
+    wait: float = 0.0
+
+
+def alert_about(answer: ResultAnswer, facts: Mapping[str, str]) -> Alert:
+    """Put an alert together from the answer and what is known of the study."""
+    return Alert(
+        product=answer.usecase or "the service",
+        meaning=answer.meaning.value,
+        triage=answer.triage or "none",
+        **facts,
+    )
+
+
+def pace(first: float | None, longest: float | None, settle: float | None) -> dict[str, float]:
+    """Return the trigger's three times, in seconds, with the configured ones where None."""
+    return {
+        "first_poll": settings.first_poll_seconds() if first is None else first,
+        "max_poll": settings.max_poll_seconds() if longest is None else longest,
+        "settle": settings.settle_seconds() if settle is None else settle,
+    }
+
+
+def run_facts(context: Context) -> dict[str, str]:
+    """Return where an alert's reader finds the run."""
+    dag_run = context["dag_run"]
+    return {
+        "dag_id": dag_run.dag_id,
+        "run_id": dag_run.run_id,
+        "link": settings.run_link(dag_run.dag_id, dag_run.run_id),
+    }
