@@ -45,6 +45,7 @@ class Instance:
         sop_class_uid: SOPClassUID.
         transfer_syntax_uid: TransferSyntaxUID.
         instance_number: InstanceNumber, or None.
+        frames: NumberOfFrames; 1 where absent.
     """
 
     path: str
@@ -54,6 +55,7 @@ class Instance:
     sop_class_uid: str
     transfer_syntax_uid: str
     instance_number: int | None = None
+    frames: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,8 @@ class Series:
         modality: Modality.
         instances: In order of InstanceNumber, then SOPInstanceUID; no SOPInstanceUID twice.
         study_date: StudyDate, as DICOM DA.
-        acquired: AcquisitionDateTime, or Acquisition/Content/Series/Study date and time put together, as DICOM DT without
-            zone; empty where absent.
+        acquired: AcquisitionDateTime, or Acquisition/Content/Series/Study date and time put together, as DICOM DT
+            without zone; empty where absent.
         station_name: StationName.
         body_part: BodyPartExamined, upper case.
         study_description: StudyDescription.
@@ -79,6 +81,9 @@ class Series:
         convolution_kernel: ConvolutionKernel.
         contrast_agent: ContrastBolusAgent.
         is_axial: Whether ImageOrientationPatient is within 45 degrees of the transverse plane; None where absent.
+        frame_of_reference_uid: FrameOfReferenceUID.
+        extent: Lowest and highest z of its images in the patient's frame of reference, in mm; None where unknown (kept
+            for CT only).
         warnings: Oddities that do not stop it, in fixed words (a UID component with a leading zero, say).
     """
 
@@ -99,12 +104,19 @@ class Series:
     convolution_kernel: str = ""
     contrast_agent: str = ""
     is_axial: bool | None = None
+    frame_of_reference_uid: str = ""
+    extent: tuple[float, float] | None = None
     warnings: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
         """Bytes of all its instances."""
         return sum(instance.size for instance in self.instances)
+
+    @property
+    def images(self) -> int:
+        """How many images it holds, each frame of a multi-frame object counted."""
+        return sum(instance.frames for instance in self.instances)
 
     @property
     def modified(self) -> float:
