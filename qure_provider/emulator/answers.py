@@ -156,10 +156,7 @@ def _content(verdict: Verdict, answers: Answers) -> Json:
         "report": {
             "findings": "\n\n".join(lines),
             "impression": impression(verdict),
-            "findings_list": [
-                [key, f"SIMULATED: {sentence}\n\n"]
-                for key, sentence in (verdict.findings.sentences if verdict.state is State.READY else ())
-            ],
+            "findings_list": [[key, f"SIMULATED: {sentence}\n\n"] for key, sentence in verdict.findings.sentences],
         }
     }
 
@@ -174,7 +171,7 @@ def _legacy(verdict: Verdict, files: Files) -> Json:
         "metadata": {"simulated": SIMULATED},
         "tags": [
             {"tag": key, "presence": key in present, "metrics": {"score": score}}
-            for key, score in verdict.findings.scores.items()
+            for key, score in verdict.findings.scored
         ],
         "patient": verdict.resource.header.patient_id,
         "report": "\n\n".join(report_lines(verdict)),

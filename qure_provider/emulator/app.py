@@ -14,12 +14,12 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from qure_provider.emulator import answers
-from qure_provider.emulator.assets import Assets, Job
+from qure_provider.emulator.assets import Assets, Job, offered
 from qure_provider.emulator.exchange import Exchange, Noted, json_answer
 from qure_provider.emulator.faults import Faults
 from qure_provider.emulator.header import NOT_IMPLEMENTED, Header, read_header
 from qure_provider.emulator.intake import Intake
-from qure_provider.emulator.links import Refusal, Signer
+from qure_provider.emulator.links import Refusal, Signer, Target
 from qure_provider.emulator.model import (
     AnyFault,
     Kind,
@@ -59,7 +59,6 @@ class Emulator:
         self._signer = Signer()
         self._uploads = 0
         self._received = storage / "received.jsonl"
-        storage.mkdir(parents=True, exist_ok=True)
         self._received.touch()
 
     @property
@@ -255,32 +254,37 @@ class Emulator:
         return json_answer(answers.result(verdict, files, self._settings.answers, v2=v2), status)
 
     def _files(self, request: Request, verdict: Verdict) -> answers.Files:
-        job = self._job(verdict)
         expires = int(time.time() + self._settings.url_seconds)
         base = request.url.replace(path="", query="")
         if self._settings.url_host:
             base = base.replace(hostname=self._settings.url_host)
-        offered = self._assets.offered(job, older=self._settings.answers is Answers.OLDER)
-        counts = offered | {kind: 1 for kind in verdict.plan.kinds or () if kind not in offered}
+        counts = offered(
+            verdict.findings.usecase,
+            verdict.resource.header,
+            verdict.images,
+            older=self._settings.answers is Answers.OLDER,
+        )
+
+        def url(kind: str, index: int) -> str:
+            target = Target(verdict.resource.uid, verdict.revision, kind, index)
+            return f"{base}/assets/{self._signer.sign(target, expires)}?expires={expires}"
+
         return {
-            kind: [
-                f"{base}/assets/{self._signer.sign(job.target(kind, index), expires)}?expires={expires}"
-                for index in range(counts[kind])
-            ]
-            for kind in self.service.offered(verdict, tuple(offered))
+            kind: [url(kind, index) for index in range(counts.get(kind, 1))]
+            for kind in self.service.offered(verdict, tuple(counts))
         }
 
     def _job(self, verdict: Verdict) -> Job:
-        resource = verdict.resource
+        images = sorted(verdict.resource.images[: verdict.images], key=lambda image: image.instance_number)
         return Job(
-            uid=resource.uid,
+            uid=verdict.resource.uid,
             usecase=verdict.findings.usecase,
             revision=verdict.revision,
-            invalid=verdict.state is State.INVALID,
+            made_at=verdict.started_at or 0.0,
             findings=verdict.findings,
             impression=answers.impression(verdict),
             lines=tuple(answers.report_lines(verdict)),
-            sources=tuple(self.service.store.path(image.number) for image in resource.images[: verdict.images]),
+            sources=tuple(self.service.store.path(image.number) for image in images),
         )
 
     async def asset(self, request: Request) -> Response:

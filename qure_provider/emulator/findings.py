@@ -52,17 +52,23 @@ class Findings:
     Attributes:
         usecase: Product.
         present: Keys, in the catalogue's order where they are in it.
-        scores: Every key of the product and every planned one, to 0..1; those present are above the threshold.
+        scored: Every key of the product and every planned one, with a score of 0..1; those present are above the
+            threshold.
     """
 
     usecase: str
     present: tuple[str, ...]
-    scores: dict[str, float]
+    scored: tuple[tuple[str, float], ...]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Key to score."""
+        return dict(self.scored)
 
     @property
     def decisions(self) -> dict[str, bool]:
         """Each score against the threshold."""
-        return {key: score >= THRESHOLD for key, score in self.scores.items()}
+        return {key: score >= THRESHOLD for key, score in self.scored}
 
     @property
     def sentences(self) -> tuple[tuple[str, str], ...]:
@@ -101,8 +107,8 @@ def find(usecase: str, uid: str, *, seed: str, abnormal_share: float, planned: t
         present = tuple(key for key in keys if key == first or _fraction(seed, uid, key) < 0.15)
     else:
         present = ()
-    scores = {}
+    scored = []
     for key in dict.fromkeys((*keys, *present)):
         within = _fraction(seed, uid, key, "score") * (1 - THRESHOLD)
-        scores[key] = round(within + THRESHOLD if key in present else within * 0.98, 4)
-    return Findings(usecase, present, scores)
+        scored.append((key, round(within + THRESHOLD if key in present else within * 0.98, 4)))
+    return Findings(usecase, present, tuple(scored))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 QXR, QMSK, QER, QCT, NOT_IMPLEMENTED = "qxr", "qmsk", "qer", "qct", "not_implemented"
 XRAY_PRODUCTS = frozenset({QXR, QMSK})
 
-_XRAY_MODALITIES = frozenset({"CR", "DX"})
+XRAY_MODALITIES = frozenset({"CR", "DX"})
 _CHEST = re.compile(r"CHEST|THORA|LUNG|RIB", re.IGNORECASE)
 _HEAD = re.compile(r"HEAD|BRAIN|SKULL|CRANI|CEREBR", re.IGNORECASE)
 _TAGS = [
@@ -31,12 +31,23 @@ _TAGS = [
     "PatientID",
     "AccessionNumber",
     "InstanceNumber",
+    "SamplesPerPixel",
+    "NumberOfFrames",
+    "FrameOfReferenceUID",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "PixelSpacing",
+    "Rows",
 ]
+_GEOMETRY = ("FrameOfReferenceUID", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing")
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The attributes of one image that answers depend on; empty strings where absent."""
+    """The attributes of one image that answers depend on; empty strings where absent.
+
+    ``is_plain`` says whether it is one grey picture, ``has_geometry`` whether that lies in a known place.
+    """
 
     study_instance_uid: str
     series_instance_uid: str
@@ -46,11 +57,14 @@ class Header:
     descriptions: str
     patient_id: str
     accession_number: str
+    instance_number: int
+    is_plain: bool
+    has_geometry: bool
 
     @property
     def is_xray(self) -> bool:
         """Whether results are by image."""
-        return self.modality in _XRAY_MODALITIES
+        return self.modality in XRAY_MODALITIES
 
     @property
     def usecase(self) -> str:
@@ -84,6 +98,7 @@ def read_header(path: Path, *, cut: bool = False) -> Header | None:
         try:
             dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=None if cut else list(_TAGS))
             found = {tag: str(dataset.get(tag) or "") for tag in _TAGS}
+            instance_number = int(found["InstanceNumber"] or 0)
         except (InvalidDicomError, EOFError, ValueError, KeyError, AttributeError, NotImplementedError):
             return None
         if not (found["StudyInstanceUID"] and found["SeriesInstanceUID"] and found["SOPInstanceUID"]):
@@ -99,4 +114,7 @@ def read_header(path: Path, *, cut: bool = False) -> Header | None:
         descriptions=" ".join((found["StudyDescription"], found["SeriesDescription"], found["ProtocolName"])),
         patient_id=found["PatientID"],
         accession_number=found["AccessionNumber"],
+        instance_number=instance_number,
+        is_plain=found["SamplesPerPixel"] == "1" and found["NumberOfFrames"] in {"", "1"} and bool(found["Rows"]),
+        has_geometry=all(found[tag] for tag in _GEOMETRY),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import signal
 import socket
 import tempfile
 import threading
@@ -118,6 +119,17 @@ def _listen(settings: EmulatorSettings) -> socket.socket:
     return listening
 
 
+@contextlib.contextmanager
+def _storage(settings: EmulatorSettings) -> Iterator[Path]:
+    """Give each start a folder of its own, within the storage if there is one."""
+    if settings.storage is not None:
+        settings.storage.mkdir(parents=True, exist_ok=True)
+        yield Path(tempfile.mkdtemp(prefix="run-", dir=settings.storage))
+    else:
+        with tempfile.TemporaryDirectory(prefix="qure-emulator-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+
+
 def _url(listening: socket.socket, tls: Tls | None) -> str:
     host, port = listening.getsockname()[:2]
     return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -154,9 +166,7 @@ def running_emulator(settings: EmulatorSettings | None = None, *, tls: Tls | Non
     """
     settings = settings or EmulatorSettings()
     with contextlib.ExitStack() as stack:
-        storage = settings.storage or Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="qure-emulator-", ignore_cleanup_errors=True))
-        )
+        storage = stack.enter_context(_storage(settings))
         listening = stack.enter_context(_listen(settings))
         ready = threading.Event()
         server = _server(settings, storage, tls, ready.set)
@@ -185,9 +195,7 @@ def serve(
         announce: Called with its base URL once it is listening.
     """
     with contextlib.ExitStack() as stack:
-        storage = settings.storage or Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="qure-emulator-", ignore_cleanup_errors=True))
-        )
+        storage = stack.enter_context(_storage(settings))
         listening = stack.enter_context(_listen(settings))
 
         def on_ready() -> None:
@@ -197,4 +205,7 @@ def serve(
                 partial_file.replace(port_file)
             announce(_url(listening, tls))
 
+        # The server hands the signal that ended it on to whoever handled it before; the temporary folder goes first.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
         _server(settings, storage, tls, on_ready).run([listening])

@@ -127,12 +127,13 @@ class Service:
         now = time.time() if now is None else now
         resource.settle(now, self.quiet_seconds)
         plan = self.plan(resource)
+        invalid = plan.outcome in {PlannedOutcome.INVALID, PlannedOutcome.INVALID_AS_400}
         findings = find(
             self.usecase(resource),
             resource.uid,
             seed=self.settings.seed,
             abnormal_share=self.settings.abnormal_share,
-            planned=plan.findings,
+            planned=() if invalid else plan.findings,
         )
         if plan.outcome is PlannedOutcome.DENIED:
             return Verdict(State.DENIED, resource, plan, findings)
@@ -153,7 +154,7 @@ class Service:
         if never or now < ready_at:
             checking = now < computation.started_at + plan.validity_seconds
             state = State.VALIDITY if checking else State.PENDING
-        elif plan.outcome in {PlannedOutcome.INVALID, PlannedOutcome.INVALID_AS_400}:
+        elif invalid:
             state = State.INVALID
         else:
             state = State.READY
@@ -187,6 +188,7 @@ class Service:
             state=State.INVALID if invalid else State.READY,
             revision=revision,
             images=resource.computations[revision - 1].images,
+            started_at=resource.computations[revision - 1].started_at,
         )
 
     def compute(self, series_instance_uid: str, *, recompute: bool, now: float | None = None) -> bool | None:

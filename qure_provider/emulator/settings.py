@@ -55,7 +55,7 @@ class EmulatorSettings(BaseModel):
     Attributes:
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
-        storage: Folder for what is received and made; None takes a temporary one.
+        storage: Folder for what is received and made, in one folder for each start; None takes a temporary one.
         token: What must follow ``Token `` in the Authorization header.
         source: What the Source header must say.
         require_user_agent: Whether a request without User-Agent is answered 400 (vendor: "errors may follow").

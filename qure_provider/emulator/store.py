@@ -19,10 +19,12 @@ class Image:
     Attributes:
         sop_instance_uid: Its SOPInstanceUID.
         number: Number of the file that it came in.
+        instance_number: Its InstanceNumber; 0 where it has none.
     """
 
     sop_instance_uid: str
     number: int
+    instance_number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Resource:
         if quiet_seconds is None or self.computations or self.header.is_xray:
             return
         started_at = self.last_received + quiet_seconds
-        if now >= started_at:
+        if now > started_at:
             self.computations.append(Computation(started_at, len(self.images)))
 
 
@@ -130,8 +132,9 @@ class Store:
         if resource is None:
             resource = self._resources[uid] = Resource(uid, header, now)
             self._by_series.setdefault(header.series_instance_uid, []).append(resource)
-        resource.settle(now, quiet_seconds)
-        resource.images.append(Image(header.sop_instance_uid, number))
+        else:
+            resource.settle(now, quiet_seconds)
+        resource.images.append(Image(header.sop_instance_uid, number, header.instance_number))
         resource.last_received = now
         self._by_sop[header.sop_instance_uid] = resource
         if header.is_xray:
