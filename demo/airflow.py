@@ -41,6 +41,7 @@ class AirflowStack:
         dags_folder: Where the DAG files are.
         env: Further environment variables of every component, ``AIRFLOW__SECTION__KEY`` among them.
         parallelism: How many tasks run at once.
+        processes: What starts and ends the components; None for an own one.
 
     Attributes:
         processes: The components.
@@ -49,13 +50,19 @@ class AirflowStack:
     """
 
     def __init__(
-        self, home: Path, *, dags_folder: Path, env: Mapping[str, str] | None = None, parallelism: int = 4
+        self,
+        home: Path,
+        *,
+        dags_folder: Path,
+        env: Mapping[str, str] | None = None,
+        parallelism: int = 4,
+        processes: Processes | None = None,
     ) -> None:
         self.home = home.resolve()
         self.dags_folder = dags_folder.resolve()
         self.parallelism = parallelism
         self.password = secrets.token_urlsafe(12)
-        self.processes = Processes(self.home / "logs")
+        self.processes = processes or Processes(self.home / "logs")
         port, *log_ports = _free_ports(3)
         self.url = f"http://127.0.0.1:{port}"
         self.env = {**_clean(os.environ), **self._settings(port, log_ports), **(env or {})}

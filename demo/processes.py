@@ -40,10 +40,12 @@ class Processes:
 
     Args:
         logs: The folder that gets ``<name>.log`` for each program.
+        record: The file that says what runs, for as long as something does; None for none.
     """
 
-    def __init__(self, logs: Path) -> None:
+    def __init__(self, logs: Path, *, record: Path | None = None) -> None:
         self.logs = logs
+        self.record = record
         self._started: dict[str, tuple[subprocess.Popen[bytes], Leader]] = {}
 
     @property
@@ -76,6 +78,8 @@ class Processes:
             )
         leader = Leader(name, process.pid, psutil.Process(process.pid).create_time())
         self._started[name] = (process, leader)
+        if self.record:
+            save_leaders(self.record, self.leaders)
         return leader
 
     def ended(self) -> dict[str, int]:
@@ -89,7 +93,9 @@ class Processes:
             end_sessions(self.leaders, grace=grace)
             for process, _ in self._started.values():
                 process.wait()
-        self._started.clear()
+            self._started.clear()
+            if self.record:
+                self.record.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -127,6 +133,11 @@ def end_sessions(leaders: Iterable[Leader], *, grace: float = 5) -> int:
             asked |= members
         psutil.wait_procs(members, timeout=0.2)
     return len(known)
+
+
+def are_running(leaders: Iterable[Leader]) -> bool:
+    """Whether any process of some sessions is alive."""
+    return bool(_members(tuple(leaders)))
 
 
 def save_leaders(path: Path, leaders: Iterable[Leader]) -> None:

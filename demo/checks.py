@@ -1,0 +1,155 @@
+"""Whether the night came out as it had to, judged by what lies in the store and by what the emulator saw.
+
+The pipeline's own accounting is compared with what was exported; it is not where the expectations come from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from demo.export import ExpectedResource, ExportFacts
+from qure_provider.api.model import Route
+from qure_provider.dicom.model import Fate
+from qure_provider.emulator.control import EmulatorControl
+from qure_provider.emulator.model import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResult:
+    """One result as it lies in the store.
+
+    Attributes:
+        folder: Its folder.
+        content: What its ``result.json`` says.
+    """
+
+    folder: Path
+    content: Mapping[str, Any]
+
+    @property
+    def uid(self) -> str:
+        """What it was asked by."""
+        return str(self.content["uid"])
+
+
+def stored_results(store: Path) -> list[StoredResult]:
+    """All results in a store, whoever put them there."""
+    found = sorted((store / "studies").rglob("result.json"))
+    return [StoredResult(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in found]
+
+
+def check_sums(facts: ExportFacts, sums: Mapping[str, int]) -> Iterator[str]:
+    """Compare the run's sums with what was exported.
+
+    Args:
+        facts: What was exported.
+        sums: ``found`` and each fate to a number of files, as the run counted.
+
+    Yields:
+        What is wrong, in words.
+    """
+    parts = sum(sums[fate.value] for fate in Fate)
+    if sums["found"] != parts:
+        yield f"the run's sums do not add up: found {sums['found']}, accounted for {parts}"
+    expected = {"found": facts.found, **facts.sums}
+    for name, number in expected.items():
+        if sums[name] != number:
+            yield f"{name}: the run counted {sums[name]} files, the export has {number}"
+
+
+def check_fates(facts: ExportFacts, passed_over: Mapping[str, str]) -> Iterator[str]:
+    """Compare what became of each file with what should have.
+
+    Args:
+        facts: What was exported.
+        passed_over: Path to fate of every file that was not sent, as the run recorded it.
+
+    Yields:
+        What is wrong, in words.
+    """
+    expected = {file.path: file.fate.value for file in facts.files if file.fate is not Fate.SELECTED}
+    what = {file.path: file.what for file in facts.files}
+    for path in sorted(expected.keys() | passed_over.keys()):
+        if passed_over.get(path) != expected.get(path):
+            had, should = passed_over.get(path, "selected"), expected.get(path, "selected")
+            yield f"a file ({what.get(path, 'not of the export')}) was {had} instead of {should}"
+
+
+def check_results(facts: ExportFacts, results: Iterable[StoredResult]) -> Iterator[str]:
+    """Compare what lies in the store with what there should be.
+
+    Args:
+        facts: What was exported.
+        results: What lies in the store.
+
+    Yields:
+        What is wrong, in words.
+    """
+    by_uid: dict[str, list[StoredResult]] = {}
+    for result in results:
+        by_uid.setdefault(result.uid, []).append(result)
+    for expected in facts.resources:
+        found = by_uid.pop(expected.uid, [])
+        if len(found) != 1:
+            yield f"{expected.what}: {len(found)} results in the store instead of one"
+        for result in found:
+            for problem in _check_result(expected, result):
+                yield f"{expected.what}: {problem}"
+    if by_uid:
+        yield f"{len(by_uid)} results in the store that nothing was exported for"
+
+
+def _check_result(expected: ExpectedResource, result: StoredResult) -> Iterator[str]:
+    wanted = {
+        "route": expected.route.value,
+        "outcome": "ready",
+        "usecase": expected.product,
+        "study_instance_uid": expected.study_instance_uid,
+        "series_instance_uid": expected.series_instance_uid,
+    }
+    if expected.triage:
+        wanted["triage"] = expected.triage
+    for name, value in wanted.items():
+        if result.content[name] != value:
+            yield f"{name} is {result.content[name]!r} instead of {value!r}"
+    assets = result.content["assets"]
+    if not any(asset["media"] == "application/dicom" for asset in assets):
+        yield "no DICOM object in the store"
+    for asset in assets:
+        path = result.folder / asset["name"]
+        if not path.is_file():
+            yield f"the file {asset['name']} is missing"
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != asset["sha256"]:
+            yield f"the file {asset['name']} is not what its checksum says"
+
+
+def check_requests(facts: ExportFacts, control: EmulatorControl) -> Iterator[str]:
+    """Compare what the emulator saw with what should have been sent.
+
+    Args:
+        facts: What was exported.
+        control: Of the emulator.
+
+    Yields:
+        What is wrong, in words.
+    """
+    selected = (facts.folder / file.path for file in facts.files if file.fate is Fate.SELECTED)
+    wanted = Counter(hashlib.sha256(path.read_bytes()).hexdigest() for path in selected)
+    received = Counter(file.sha256 for file in control.received())
+    if missing := (wanted - received).total():
+        yield f"{missing} selected files never reached the service as they were exported"
+    if surplus := (received - wanted).total():
+        yield f"{surplus} files reached the service that were not selected, were altered, or came again"
+    computed = Counter(request.uid for request in control.requests(Kind.COMPUTE) if request.status == 200)
+    for resource in facts.resources:
+        times = computed.pop(resource.uid, 0)
+        if times != (resource.route is Route.CT):
+            yield f"{resource.what}: computation was asked for {times} times"
+    if computed:
+        yield f"computation was asked for {len(computed)} series that should not have been sent"
