@@ -11,6 +11,8 @@ from pydicom.data import get_testdata_file
 from demo.export import make_export
 from qure_provider.api.model import Route
 from qure_provider.dicom.model import Fate
+from qure_provider.dicom.scan import scan
+from qure_provider.dicom.select import select
 
 NIGHT = "2026-01-15"
 
@@ -182,3 +184,15 @@ def test_what_is_selected_has_no_error_that_a_validator_finds(facts, selected):
     for path in first_of_series.values():
         said = subprocess.run(["dciodvfy", str(facts.folder / path)], capture_output=True, text=True).stderr
         assert "Error" not in said, path
+
+
+def test_the_provider_reads_the_export_as_the_facts_have_it(facts):
+    found = scan(facts.folder)
+    selection = select(found)
+    fates = {row.path: row.fate for row in (*found.passed_over, *selection.passed_over)}
+    for chosen in selection.selected:
+        fates |= {instance.path: Fate.SELECTED for instance in chosen.series.instances}
+    assert found.found == facts.found
+    assert fates == {file.path: file.fate for file in facts.files}
+    resources = {(ref.uid, ref.route) for chosen in selection.selected for ref in chosen.resources}
+    assert resources == {(each.uid, each.route) for each in facts.resources}
