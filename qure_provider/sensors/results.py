@@ -152,12 +152,9 @@ class QureResultsSensor(BaseSensorOperator):
         )
 
     def _refs(self) -> list[ResourceRef]:
-        from qure_provider.api.model import ResourceRef, Route
-
         if self.batch is not None:
             return _refs_of_batch(self.batch, self.store_root)
-        refs = [ResourceRef(uid, Route.XRAY) for uid in as_uids(self.sop_instance_uids)]
-        return refs + [ResourceRef(uid, Route.CT) for uid in as_uids(self.series_instance_uids)]
+        return refs_of(self.sop_instance_uids, self.series_instance_uids)
 
     def _ask(self, context: Context, refs: Sequence[ResourceRef], *, told: Sequence[int]) -> list[ResultAnswer | None]:
         """Ask for everything once, and tell people of what is urgent and was not told yet.
@@ -227,9 +224,13 @@ _TIMEOUT = (
 )
 
 
-def as_uids(value: Sequence[str] | str) -> list[str]:
-    """Return one UID, or several, as a list."""
-    return [value] if isinstance(value, str) else list(value)
+def refs_of(sop_instance_uids: Sequence[str] | str, series_instance_uids: Sequence[str] | str) -> list[ResourceRef]:
+    """Return what results are asked for: X-ray images by SOPInstanceUID, CT series by SeriesInstanceUID."""
+    from qure_provider.api.model import ResourceRef, Route
+
+    images = [sop_instance_uids] if isinstance(sop_instance_uids, str) else sop_instance_uids
+    series = [series_instance_uids] if isinstance(series_instance_uids, str) else series_instance_uids
+    return [ResourceRef(uid, Route.XRAY) for uid in images] + [ResourceRef(uid, Route.CT) for uid in series]
 
 
 def _is_over(answer: ResultAnswer | None, *, seen_by_trigger: bool) -> bool:

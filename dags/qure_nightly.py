@@ -1,0 +1,62 @@
+"""Every night: read the PACS's export, let Qure compute it, bring the results home."""
+
+from __future__ import annotations
+
+import pendulum
+from airflow.sdk import DAG, Param
+
+from qure_provider import settings
+from qure_provider.sensors.export import QureExportSensor
+from qure_provider.task_groups.process_export import process_export
+
+with DAG(
+    dag_id="qure_nightly",
+    description="A night's export in, AI results out",
+    schedule="0 2 * * *",
+    start_date=pendulum.datetime(2026, 1, 1, tz=settings.timezone()),
+    catchup=False,
+    max_active_runs=1,
+    doc_md=__doc__,
+    tags=["qure", "radiology"],
+    params={
+        "export": Param(
+            settings.export_root() + "/{night}",
+            type="string",
+            minLength=1,
+            title="Export folder",
+            description="Where the PACS wrote the studies; {night} becomes the night's date.",
+        ),
+        "quiet_seconds": Param(
+            300,
+            type="number",
+            minimum=0,
+            title="Quiet time (s)",
+            description="The export is complete when nothing was added for so long.",
+        ),
+        "marker": Param(
+            "",
+            type="string",
+            title="Marker file",
+            description="Or when a file of this name lies in the folder. Empty: the quiet time decides.",
+        ),
+        "recompute": Param(
+            False,
+            type="boolean",
+            title="Send again",
+            description="Send and compute again what an earlier run finished.",
+        ),
+    },
+) as dag:
+    complete = QureExportSensor(
+        task_id="export_is_complete",
+        export="{{ params.export }}",
+        quiet_seconds="{{ params.quiet_seconds }}",
+        marker="{{ params.marker }}",
+        limit_seconds=2 * 3600,
+    )
+    complete >> process_export(
+        export="{{ params.export }}",
+        recompute="{{ params.recompute }}",
+        completeness="{{ ti.xcom_pull(task_ids='export_is_complete') }}",
+        wait_seconds=18 * 3600,
+    )

@@ -1,0 +1,167 @@
+"""Counting a night and saying what became of everything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pendulum
+from airflow.sdk.definitions.context import Context
+
+from qure_provider import settings
+from qure_provider.operators.base import QureOperator
+
+if TYPE_CHECKING:
+    from qure_provider.ledger.ledger import Ledger, ResourceRow, RunRow
+    from qure_provider.reports.summary import Summary, SummaryRow
+    from qure_provider.store import Store
+
+_PICTURES = ("sc_thumbnail", "sc_full_png", "sc_png", "sc_dicom_thumbnail", "original_thumbnail")
+_NAMED = 20
+
+
+class NightUnresolvedError(Exception):
+    """The night's summary is written, and names something that needs somebody."""
+
+
+class QureSummarizeOperator(QureOperator):
+    """Write ``summary.json`` and ``index.html`` for the run, and fail if anything is unresolved.
+
+    It fails where the sums are off, a resource has no answer, an alert never got through, the night was empty or
+    brought far fewer series than usual. The message names each by its pseudonym.
+
+    Args:
+        run_group: The task group whose plan is summarized.
+        store_root: The store's root; None for ``[qure] store_root``.
+        least_share_of_usual: The smallest share of the usual number of series (the median of the last 14 nights of this
+            DAG, once there are three) that is not worth a warning; 0 for none.
+        allow_empty: Whether a night without a single series is in order.
+        retries: Not repeated by default: it reports what is so.
+        kwargs: See ``QureOperator``.
+
+    Returns:
+        Counts, and the path of ``summary.json`` in the store.
+    """
+
+    template_fields = ("qure_conn_id",)
+    ui_color = "#f2f2d8"
+
+    def __init__(
+        self,
+        *,
+        run_group: str = "",
+        store_root: str | None = None,
+        least_share_of_usual: float = 0.5,
+        allow_empty: bool = False,
+        retries: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(retries=retries, **kwargs)
+        if not 0 <= least_share_of_usual <= 1:
+            raise ValueError("least_share_of_usual must lie between 0 and 1")
+        self.run_group = run_group
+        self.store_root = store_root
+        self.least_share_of_usual = least_share_of_usual
+        self.allow_empty = allow_empty
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Write the summary."""
+        from qure_provider.ledger.ledger import Ledger
+        from qure_provider.store import Store, ledger_url
+
+        root = self.store_root or settings.store_root()
+        store = Store(root)
+        dag_run = context["dag_run"]
+        with Ledger.open(ledger_url(root), create=True) as ledger:
+            run = ledger.find_run(dag_id=dag_run.dag_id, run_id=dag_run.run_id, group_id=self.run_group)
+            if run is None or not run.counts:
+                raise NightUnresolvedError("The plan did not finish, so nothing of this night was sent: see its log.")
+            summary = self._summary(store, ledger, run, dag_run.dag_id, dag_run.run_id)
+            path = f"{run.folder}/summary.json"
+            store.write_json(path, summary.to_json())
+            store.write_text(f"{run.folder}/index.html", summary.to_html("../../.."))
+            ledger.finish_run(run.id)
+        if summary.problems:
+            raise NightUnresolvedError(f"Night {run.night} needs somebody: {' '.join(summary.problems)}")
+        value = summary.to_json()
+        return {"summary": path, **{key: value[key] for key in ("outcomes", "meanings", "alerts")}}
+
+    def _summary(self, store: Store, ledger: Ledger, run: RunRow, dag_id: str, run_id: str) -> Summary:
+        from qure_provider.reports.summary import Summary
+
+        resources = ledger.rows_of_run(run.id)
+        rows = tuple(_row(store, row) for row in resources)
+        alerts = ledger.alert_counts(run.id)
+        usual = ledger.usual_found(dag_id=dag_id, before=run.began_at)
+        return Summary(
+            night=run.night,
+            dag_id=dag_id,
+            run_id=run_id,
+            began_at=_iso(run.began_at),
+            finished_at=_iso(pendulum.now("UTC").timestamp()),
+            completeness=run.completeness,
+            counts=run.counts,
+            rows=rows,
+            alerts=alerts,
+            problems=tuple(self._problems(run, rows, alerts, usual)),
+        )
+
+    def _problems(
+        self, run: RunRow, rows: Sequence[SummaryRow], alerts: dict[str, int], usual: float | None
+    ) -> list[str]:
+        from qure_provider.reports.summary import files_add_up
+
+        problems = []
+        series = run.counts["series"]
+        if not files_add_up(run.counts):
+            problems.append("The sums are off: not every file of the export is accounted for.")
+        if len(rows) != run.counts["resources"] + run.counts["carried_over"]:
+            problems.append("The sums are off: not every selected resource is accounted for.")
+        if series == 0 and not self.allow_empty:
+            problems.append("The night is empty: no series was selected. Did the PACS export anything?")
+        elif usual and series < self.least_share_of_usual * usual:
+            problems.append(f"Far fewer series than usual: {series}, where the median is {usual:g}.")
+        unresolved = [row for row in rows if not row.is_resolved]
+        problems += [
+            f"Study {row.study}, resource {row.resource}: {row.outcome}. {row.reason}".rstrip()
+            for row in unresolved[:_NAMED]
+        ]
+        if len(unresolved) > _NAMED:
+            problems.append(f"And {len(unresolved) - _NAMED} more without an answer: see summary.json.")
+        if alerts["failed"]:
+            problems.append(f"{alerts['failed']} alerts never got through: tell the people on duty.")
+        return problems
+
+
+def _row(store: Store, row: ResourceRow) -> SummaryRow:
+    from qure_provider.reports.result import Result
+    from qure_provider.reports.summary import SummaryRow
+
+    result = Result.from_json(store.read_json(f"{row.store_path}/result.json")) if row.store_path else None
+    names = {asset.kind: asset.name for asset in reversed(result.assets)} if result else {}
+    picture = next((names[kind] for kind in _PICTURES if kind in names), "")
+    waited = row.ready_at - row.uploaded_at if row.ready_at and row.uploaded_at else None
+    return SummaryRow(
+        study=settings.short_ref(row.identity.study_instance_uid),
+        resource=settings.short_ref(row.uid),
+        route=row.route.value,
+        modality=row.modality,
+        product=row.usecase or "",
+        outcome=row.outcome.value if row.outcome else "not asked",
+        is_resolved=row.is_resolved,
+        reason=row.reason,
+        triage=row.triage or "",
+        meaning=row.meaning.value,
+        impression=result.impression if result else "",
+        doubt=row.doubt,
+        revision=row.revision,
+        why=row.why.value if row.why else "",
+        folder=row.store_path or "",
+        files=len(result.assets) if result else 0,
+        image=f"{row.store_path}/{picture}" if picture else "",
+        seconds_to_ready=None if waited is None else round(waited, 1),
+    )
+
+
+def _iso(seconds: float) -> str:
+    return str(pendulum.from_timestamp(seconds, tz=settings.timezone()).to_iso8601_string())
