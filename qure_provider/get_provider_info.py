@@ -21,7 +21,10 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {
                 "integration-name": "Qure.ai Platform API",
-                "python-modules": ["qure_provider.operators.qure", "qure_provider.operators.pipeline"],
+                "python-modules": [
+                    f"qure_provider.operators.{name}"
+                    for name in ("upload", "compute", "fetch", "plan", "collect", "summarize")
+                ],
             }
         ],
         "sensors": [
@@ -156,6 +159,12 @@ _CONFIG_OPTIONS: dict[str, Any] = {
         "A database connection for the ledger. Empty: SQLite beside a local store.", "", example="qure_ledger"
     ),
     "max_batches": _option("Into how many mapped tasks a night is divided at most.", "32", kind="integer"),
+    "deferrable": _option(
+        "Whether QureResultsSensor waits in the triggerer. Results take minutes to hours, so the default is True "
+        "whatever [operators] default_deferrable says.",
+        "True",
+        kind="boolean",
+    ),
     "first_poll_seconds": _option(
         "Seconds between deferring and the first question for a result; below 15, LocalExecutor may fail tasks "
         "spuriously.",

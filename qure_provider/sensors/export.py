@@ -20,12 +20,12 @@ from qure_provider.triggers.export import QureExportTrigger
 class QureExportSensor(BaseSensorOperator):
     """Wait until an export folder is complete, and return by what it was judged so.
 
-    With ``marker`` or ``expected_files`` these decide; without, a quiet time does. At the limit the folder is taken as it
-    is; a folder that is not there by then fails the sensor. It looks once, then defers.
+    With ``marker`` or ``expected_files`` these decide; without, a quiet time does. At the limit the folder is taken as
+    it is; a folder that is not there by then fails the sensor. It looks once, then defers.
 
     Args:
-        export: The folder: a path or a URL that ``ObjectStoragePath`` understands; ``{night}`` in it becomes the night's
-            name.
+        export: The folder: a path or a URL that ``ObjectStoragePath`` understands; ``{night}`` in it becomes the
+            night's name.
         quiet_seconds: Complete when nothing was added or changed for so long.
         marker: Complete when a file of this name lies in the folder.
         expected_files: Complete when so many files are there.

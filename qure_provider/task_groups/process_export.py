@@ -134,7 +134,7 @@ def process_export(
             **common,
         )
         for route, process in (("ct", ct), ("xray", xray)):
-            batches = batches_of.override(task_id=f"{route}_batches")(route, plan.output)
+            batches = batches_of.override(task_id=f"{route}_batches")(route, plan.output)  # type: ignore[arg-type]
             process.expand(batch=batches) >> summarize
     return group
 

@@ -116,8 +116,8 @@ class QureResultsTrigger(BaseTrigger):
 
     It fires when everything has its answer, when a quarter has, when something has waited a minute to be fetched, at
     once when a result pages somebody (who is told from here), and at the deadline. Where no batch is given it fires
-    only when everything has its answer, and at the deadline. The service can cancel nothing and has no "failed" state: what
-    it never finishes stays pending until the deadline.
+    only when everything has its answer, and at the deadline. The service can cancel nothing and has no "failed" state:
+    what it never finishes stays pending until the deadline.
 
     Args:
         qure_conn_id: The Qure connection.
