@@ -1,0 +1,188 @@
+"""The body of an upload: the files of one request as a stream of known length."""
+
+from __future__ import annotations
+
+import errno
+import io
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from qure_provider.api.errors import QureError, QureRejectedError, QureTransientError
+from qure_provider.hooks.connection import UploadDialect
+from qure_provider.hooks.outgoing import OutgoingFile
+
+BLOCK = 1024 * 1024
+"""Bytes that are read and sent at a time."""
+
+_CONTENT_TYPES = {
+    UploadDialect.FORM_DATA: "multipart/form-data; boundary={}",
+    UploadDialect.RELATED: "multipart/related; type=application/dicom; boundary={}",
+}
+_BOUNDARY_LENGTH = 32
+_LARGEST_INDEX = 9_999_999
+_END_OF_PART = b"\r\n"
+
+
+class OutgoingFileError(Exception):
+    """One file of a request cannot be sent; the others can.
+
+    Args:
+        file: Which.
+        error: Why, to be reported for it.
+    """
+
+    def __init__(self, file: OutgoingFile, error: QureError) -> None:
+        super().__init__(str(error))
+        self.file = file
+        self.error = error
+
+
+def form_key(index: int) -> str:
+    """Name the form field of a file: its place in the request, nothing of the patient's or the export's.
+
+    Args:
+        index: Its place, from 0.
+
+    Returns:
+        ``file0`` and so on (OpenAPI, upload).
+    """
+    return f"file{index}"
+
+
+def file_name(index: int) -> str:
+    """Name a file: its place in the request, nothing of the patient's or the export's.
+
+    Args:
+        index: Its place, from 0.
+
+    Returns:
+        ``file0.dcm`` and so on.
+    """
+    return f"{form_key(index)}.dcm"
+
+
+def part_size(file: OutgoingFile) -> int:
+    """Tell how much of a request a file takes at most.
+
+    Args:
+        file: Any file.
+
+    Returns:
+        Bytes on the wire, the part's headers and closing included, wherever in the request it stands.
+    """
+    return len(_part_header("-" * _BOUNDARY_LENGTH, _LARGEST_INDEX)) + file.size + len(_END_OF_PART)
+
+
+CLOSING_SIZE = _BOUNDARY_LENGTH + 6
+"""Bytes of a request that belong to no file."""
+
+
+class MultipartBody:
+    """A request body of both dialects, with its exact length and in blocks of 1 MiB.
+
+    Files are read one after the other, one open at a time, small ones put together into one block. toolbelt's
+    ``MultipartEncoder`` serves the same purpose, but holds every file of the request open and is about half as fast.
+
+    It can be gone through again, from the start.
+
+    Args:
+        files: In the order of their form keys.
+        dialect: How they are wrapped. Both wrap the same parts, as the vendor's samples do.
+        before_block: Called before each block is handed out; what it raises breaks the body off.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[OutgoingFile],
+        dialect: UploadDialect,
+        before_block: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._files = files
+        self._before_block = before_block
+        self._boundary = uuid.uuid4().hex
+        self.content_type = _CONTENT_TYPES[dialect].format(self._boundary)
+        self._length = sum(len(_part_header(self._boundary, index)) for index in range(len(files)))
+        self._length += sum(file.size + len(_END_OF_PART) for file in files) + len(self._closing)
+        self.sent = 0
+        """Bytes handed out so far."""
+
+    def __len__(self) -> int:
+        """Return the exact number of bytes of the body."""
+        return self._length
+
+    def __iter__(self) -> Iterator[memoryview]:
+        """Go through the body.
+
+        Yields:
+            Blocks of at most 1 MiB. They share their memory: each is good until the next one is asked for.
+
+        Raises:
+            OutgoingFileError: A file is gone, unreadable, or not as long as it was when it was listed. The body ends
+                there, short of its length, so that no server can take it for whole.
+        """
+        block = memoryview(bytearray(BLOCK))
+        filled = 0
+        for read_into in self._readers():
+            while count := read_into(block[filled:]):
+                filled += count
+                if filled == BLOCK:
+                    yield self._handed_out(block)
+                    filled = 0
+        yield self._handed_out(block[:filled])
+
+    def _handed_out(self, block: memoryview) -> memoryview:
+        self._before_block()
+        self.sent += len(block)
+        return block
+
+    def _readers(self) -> Iterator[Callable[[memoryview], int]]:
+        for index, file in enumerate(self._files):
+            yield io.BytesIO(_part_header(self._boundary, index) + file.header).readinto
+            with _opened(file) as read_into:
+                yield read_into
+            yield io.BytesIO(_END_OF_PART).readinto
+        yield io.BytesIO(self._closing).readinto
+
+    @property
+    def _closing(self) -> bytes:
+        return f"--{self._boundary}--\r\n".encode()
+
+
+def _part_header(boundary: str, index: int) -> bytes:
+    return (
+        f"--{boundary}\r\n"
+        f'Content-Disposition: form-data; name="{form_key(index)}"; filename="{file_name(index)}"\r\n'
+        "Content-Type: application/dicom\r\n\r\n"
+    ).encode()
+
+
+@contextmanager
+def _opened(file: OutgoingFile) -> Iterator[Callable[[memoryview], int]]:
+    try:
+        source = file.open()
+    except OSError as error:
+        raise _unreadable(file, error) from None
+    left = file.size - len(file.header)
+
+    def read_into(view: memoryview) -> int:
+        nonlocal left
+        try:
+            count: int = source.readinto(view) or 0
+        except OSError as error:
+            raise _unreadable(file, error) from None
+        left -= count
+        if left < 0 or (left and not count):
+            problem = "A file is not as long as it was when it was listed, so it was not sent. List the export again."
+            raise OutgoingFileError(file, QureRejectedError(problem))
+        return count
+
+    with source:
+        yield read_into
+
+
+def _unreadable(file: OutgoingFile, error: OSError) -> OutgoingFileError:
+    if isinstance(error, FileNotFoundError):
+        return OutgoingFileError(file, QureRejectedError("A file is gone since it was listed, so it was not sent."))
+    name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+    return OutgoingFileError(file, QureTransientError(f"A file could not be read ({name}), so it was not sent."))

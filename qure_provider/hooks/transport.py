@@ -1,0 +1,248 @@
+"""A requests session as the service wants it: idle timeouts, the connection's trust and proxies, nothing in logs."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.cookies import RequestsCookieJar
+from requests.exceptions import RequestException
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError
+
+from qure_provider.api.errors import QureRejectedError
+from qure_provider.hooks.connection import QureConnection, origin
+from qure_provider.hooks.failures import network_error
+from qure_provider.hooks.http import credentials, user_agent
+
+AddressCheck = Callable[[str], None]
+"""Takes the address that a connection was made to and raises if nothing may be asked of it."""
+
+_quiet: ContextVar[bool] = ContextVar("qure_quiet", default=False)
+
+
+class Session(requests.Session):
+    """A session that shows its credentials to one origin only.
+
+    Args:
+        connection: Where the service is.
+        operator: Named in the User-Agent; may be empty.
+        with_credentials: Whether requests to the base URL's origin carry token and Source. No other ever does.
+        check_address: Called for each new connection that goes through no proxy.
+    """
+
+    def __init__(
+        self,
+        connection: QureConnection,
+        *,
+        operator: str = "",
+        with_credentials: bool = True,
+        check_address: AddressCheck | None = None,
+    ) -> None:
+        super().__init__()
+        self._credentials = credentials(connection) if with_credentials else {}
+        self._origin = origin(connection.base_url)
+        self.headers["User-Agent"] = user_agent(operator)
+        self.trust_env = False  # what the environment says comes through the connection; a .netrc must not
+        self.auth = self._authorize
+        self.cookies = _NoCookies()
+        adapter = _Adapter(connection, check_address)
+        self.mount("https://", adapter)
+        self.mount("http://", adapter)
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        """Take the credentials off a request that was redirected to another origin."""
+        del response
+        for name in self._credentials:
+            prepared_request.headers.pop(name, None)
+        self._authorize(prepared_request)
+
+    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if origin(request.url or "") == self._origin:
+            request.headers.update(self._credentials)
+        return request
+
+
+@contextmanager
+def failures_named(what: str) -> Iterator[None]:
+    """Turn what the network raises into our errors, and keep urllib3 from logging addresses.
+
+    Args:
+        what: What is being done, in fixed words to begin a message with.
+
+    Raises:
+        QureSettingsError: A person has to mend something.
+        QureTransientError: It may work later.
+    """
+    token = _quiet.set(True)
+    try:
+        yield
+    except (RequestException, HTTPError) as error:
+        raise network_error(what, error) from None
+    finally:
+        _quiet.reset(token)
+
+
+def read_at_most(response: requests.Response, limit: int) -> bytes:
+    """Read a body, but no more than one byte beyond a limit.
+
+    Args:
+        response: Made with ``stream=True``.
+        limit: In bytes, after decompression.
+
+    Returns:
+        The body; longer than the limit only where it had more.
+    """
+    body = bytearray()
+    for chunk in response.iter_content(64 * 1024):
+        body += chunk
+        if len(body) > limit:
+            break
+    return bytes(body[: limit + 1])
+
+
+def refuse_inward(base_url: str) -> AddressCheck:
+    """Make the rule that a public service cannot send us to an address inside the building.
+
+    Args:
+        base_url: Of the service.
+
+    Returns:
+        A check that refuses addresses which are not public, unless the service's own is none either.
+    """
+    host, port = urlsplit(base_url).hostname or "", origin(base_url)[2]
+
+    @cache
+    def service_is_inside() -> bool:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError:
+            return False
+        return any(not _is_public(str(info[4][0])) for info in found)
+
+    def check(address: str) -> None:
+        if not _is_public(address) and not service_is_inside():
+            raise QureRejectedError(
+                "A file's address leads to a private network although the service is a public one, so it was not asked "
+                "for. Tell Qure's support."
+            )
+
+    return check
+
+
+def _is_public(address: str) -> bool:
+    ip = ipaddress.ip_address(address.split("%", 1)[0])
+    mapped = getattr(ip, "ipv4_mapped", None)
+    return bool((mapped or ip).is_global)
+
+
+class _NoCookies(RequestsCookieJar):
+    """Keeps nothing: the service knows no cookies, and a jar is not safe to share among threads."""
+
+    def set_cookie(self, *args: Any, **kwargs: Any) -> None:
+        del args, kwargs
+
+
+class _Adapter(HTTPAdapter):
+    """Sends every request with the connection's timeouts, trust and proxies, whatever else it was asked to."""
+
+    def __init__(self, connection: QureConnection, check_address: AddressCheck | None) -> None:
+        self._connection = connection
+        self._check_address = check_address
+        super().__init__(pool_maxsize=connection.parallel_uploads + 1)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = _pool_classes(self._connection.read_timeout, self._check_address)
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **kwargs)
+        manager.pool_classes_by_scheme = _pool_classes(self._connection.read_timeout, None)
+        return manager
+
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,
+        timeout: Any = None,
+        verify: Any = True,
+        cert: Any = None,
+        proxies: Any = None,
+    ) -> requests.Response:
+        del verify, proxies
+        url = request.url or ""
+        proxy = self._connection.proxy_for(url)
+        return super().send(
+            request,
+            stream=stream,
+            timeout=timeout or (self._connection.connect_timeout, self._connection.read_timeout),
+            verify=self._connection.trust,
+            cert=cert,
+            proxies={urlsplit(url).scheme: proxy} if proxy else {},
+        )
+
+
+def _pool_classes(idle_timeout: float, check_address: AddressCheck | None) -> dict[str, type[HTTPConnectionPool]]:
+    """Make connections whose timeout for sending a block is the idle one.
+
+    urllib3 sends a body under the connect timeout, which would end an upload over a slow line.
+    """
+
+    class _Connection(HTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            _check_peer(self, check_address)
+
+        def request(self, *args: Any, **kwargs: Any) -> None:
+            if self.sock is None:
+                self.connect()
+            self.timeout = idle_timeout
+            super().request(*args, **kwargs)
+
+    class _SecureConnection(HTTPSConnection):
+        def connect(self) -> None:
+            super().connect()
+            _check_peer(self, check_address)
+
+        def request(self, *args: Any, **kwargs: Any) -> None:
+            self.timeout = idle_timeout
+            super().request(*args, **kwargs)
+
+    class _Pool(HTTPConnectionPool):
+        ConnectionCls = _Connection
+
+    class _SecurePool(HTTPSConnectionPool):
+        ConnectionCls = _SecureConnection
+
+    return {"http": _Pool, "https": _SecurePool}
+
+
+def _check_peer(connection: HTTPConnection, check_address: AddressCheck | None) -> None:
+    if check_address is None or connection.sock is None:
+        return
+    try:
+        check_address(connection.sock.getpeername()[0])
+    except QureRejectedError:
+        connection.close()
+        raise
+
+
+class _KeepAddressesOut(logging.Filter):
+    """Drops what urllib3 says of our requests: it writes paths and queries, which hold UIDs and grant access."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        del record
+        return not _quiet.get()
+
+
+logging.getLogger("urllib3.connectionpool").addFilter(_KeepAddressesOut())
