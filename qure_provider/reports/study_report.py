@@ -1,0 +1,100 @@
+"""All results of one product for one study: what one clinical message says.
+
+Receivers replace a report by its number. A message for each image would let a routine lateral view overwrite a critical
+frontal one; so there is one for each study and product, and it carries the worst triage of its results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from qure_provider.api.model import Meaning
+from qure_provider.dicom.model import Identity
+from qure_provider.reports.result import Result
+
+SEVERITY = (Meaning.URGENT, Meaning.ABNORMAL, Meaning.UNKNOWN, Meaning.NO_FINDING)
+"""Worst first. Unknown stands before "no finding": it must never read as normal."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFacts:
+    """What the source's header says of the study beyond whose it is; empty strings where absent.
+
+    Attributes:
+        study_date: StudyDate, as DICOM DA.
+        study_time: StudyTime, as DICOM TM.
+        study_description: StudyDescription.
+        study_id: StudyID.
+        referring_physician: ReferringPhysicianName, as DICOM PN.
+        placer_order_number: PlacerOrderNumberImagingServiceRequest.
+        filler_order_number: FillerOrderNumberImagingServiceRequest.
+        modality: Modality of the images that the results are about.
+        body_part: BodyPartExamined.
+        station_name: StationName.
+        acquired: When they were acquired, as DICOM DT without zone, in the hospital's clock.
+    """
+
+    study_date: str = ""
+    study_time: str = ""
+    study_description: str = ""
+    study_id: str = ""
+    referring_physician: str = ""
+    placer_order_number: str = ""
+    filler_order_number: str = ""
+    modality: str = ""
+    body_part: str = ""
+    station_name: str = ""
+    acquired: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyReport:
+    """One clinical message's content.
+
+    Attributes:
+        identity: Whose it is, exactly as it was sent.
+        facts: What else the source says of the study.
+        product: ``qxr``, ``qer``, ``qct``, ... as the service named it.
+        revision: Grows with each change of the report, from 1.
+        results: Ready results only, in order of series and UID; at least one.
+        issued: When this revision was made, with its zone.
+        pdf: The report as PDF, to be presented with it; None where there is none.
+    """
+
+    identity: Identity
+    facts: StudyFacts
+    product: str
+    revision: int
+    results: tuple[Result, ...]
+    issued: datetime
+    pdf: Path | None = field(default=None, repr=False)
+
+    @property
+    def key(self) -> str:
+        """The report's own number, the same for every revision: 20 characters of capital letters and digits.
+
+        It is derived from the study and the product, so that a repeat makes no second report, and carries nothing of the
+        radiologist's report's identifiers.
+        """
+        source = f"{self.identity.study_instance_uid}|{self.product}"
+        return f"QURE{hashlib.sha256(source.encode()).hexdigest()[:16].upper()}"
+
+    @property
+    def meaning(self) -> Meaning:
+        """The worst of its results."""
+        return worst(result.meaning for result in self.results)
+
+    @property
+    def model_versions(self) -> tuple[str, ...]:
+        """The model versions that the service stated, each once, in order."""
+        return tuple(dict.fromkeys(result.model_version for result in self.results if result.model_version))
+
+
+def worst(meanings: Iterable[Meaning]) -> Meaning:
+    """Return the worst of some meanings; ``unknown`` of none."""
+    present = set(meanings)
+    return next((meaning for meaning in SEVERITY if meaning in present), Meaning.UNKNOWN)
