@@ -60,14 +60,15 @@ def network_error(what: str, error: BaseException) -> QureError:
     names = {type(cause).__name__ for cause in causes}
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            problem = _CERTIFICATE_PROBLEMS.get(cause.verify_code, "could not be verified")
+            problem = _CERTIFICATE_PROBLEMS.get(getattr(cause, "verify_code", 0), "could not be verified")
             return QureSettingsError(
                 f"{what} failed: the server's certificate {problem}. Check the base URL; for an authority of your own, "
                 "set the connection's CA bundle."
             )
-        if isinstance(cause, ssl.SSLError) and cause.reason in _NO_COMMON_GROUND:
+        reason = getattr(cause, "reason", None)  # which OpenSSL does not always set
+        if isinstance(cause, ssl.SSLError) and reason in _NO_COMMON_GROUND:
             return QureSettingsError(
-                f"{what} failed: no TLS could be agreed on with that port ({cause.reason}). Check scheme and port of "
+                f"{what} failed: no TLS could be agreed on with that port ({reason}). Check scheme and port of "
                 "the connection's base URL."
             )
         if getattr(cause, "status", None) == 407 or _PROXY_REFUSAL.search(str(cause)):
