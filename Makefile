@@ -18,9 +18,25 @@ $(READY): pyproject.toml constraints.txt
 .PHONY: setup
 setup: $(READY)  ## build .venv from constraints.txt
 
+.PHONY: demo
+demo: $(READY)  ## a simulated night through real Airflow, from export to results, in a few minutes
+	$(BIN)/python -m demo
+
+.PHONY: up
+up: $(READY)  ## the same, and leave Airflow running to look at
+	$(BIN)/python -m demo --keep
+
+.PHONY: down
+down: $(READY)  ## stop what 'make up' left running
+	$(BIN)/python -m demo --stop
+
 .PHONY: test
 test: $(READY)  ## all tests that need no system package
 	$(BIN)/python -m pytest -n 2 -m 'not system' --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+.PHONY: test-system
+test-system: $(READY)  ## the tests against real servers: Orthanc, dcmtk, PostgreSQL, a browser, Airflow's components
+	$(BIN)/python -m pytest -m system
 
 .PHONY: lint
 lint: $(READY)  ## style and types
