@@ -1,6 +1,7 @@
 """What an error tells its reader, and how long it asks to wait."""
 
 import email.utils
+import time
 
 import pytest
 
@@ -110,7 +111,15 @@ def test_retry_after_is_seconds_or_a_date_and_bounded(text, seconds):
     assert parse_retry_after(text, now=NOW) == seconds
 
 
-def test_a_date_is_measured_against_the_clock():
-    import time
+def test_a_date_without_a_zone_is_utc_wherever_we_run(monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    try:
+        assert parse_retry_after("Tue, 14 Nov 2023 22:14:20 -0000", now=NOW) == 60.0
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
+
+def test_a_date_is_measured_against_the_clock():
     assert 50 < parse_retry_after(email.utils.formatdate(time.time() + 60, usegmt=True)) <= 60

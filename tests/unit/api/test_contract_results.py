@@ -399,6 +399,14 @@ def test_a_message_with_a_uid_does_not_become_the_reason():
     assert "1.2.3" not in answer.reason
 
 
+@pytest.mark.parametrize("status", [403, 404, 409])
+def test_a_bare_word_of_the_service_does_not_replace_what_the_status_explains(status):
+    answer = parse_result(RawAnswer(status, "text/plain", b"Forbidden"), Route.XRAY, V2)
+
+    assert "Forbidden" not in answer.reason
+    assert len(answer.reason) > 20
+
+
 def test_a_final_answer_asks_for_no_wait():
     raw = RawAnswer(400, "text/plain", b"not implemented", retry_after="5")
 

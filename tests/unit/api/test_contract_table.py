@@ -248,10 +248,12 @@ def test_a_body_that_says_not_authenticated_is_about_the_token_whatever_its_stat
     assert what_it_says(step, RawAnswer(status, "application/json", json.dumps(NO_TOKEN).encode())) is SETTINGS
 
 
-@pytest.mark.parametrize("step", TABLE)
-def test_a_body_over_the_limit_is_not_read(step):
-    documented = TABLE[step][200][0]
-    raw = RawAnswer(200, "application/json", json.dumps(documented).encode() + b" " * 17 * 1024 * 1024)
+@pytest.mark.parametrize(
+    ("step", "status"), [(step, 200) for step in TABLE] + [("results v1", 206), ("results v1", 400)]
+)
+def test_a_body_over_the_limit_is_not_read(step, status):
+    documented = TABLE[step][status][0]
+    raw = RawAnswer(status, "application/json", json.dumps(documented).encode() + b" " * 17 * 1024 * 1024)
 
     assert what_it_says(step, raw) is LATER
 
