@@ -156,8 +156,8 @@ class LocalExport:
         rows: dict[str, PassedOver] = {}
         for path in paths:
             named = os.path.normpath(path if path.startswith("/") else self._at(path))
-            real = os.path.realpath(named)
-            if self._is_inside(named) and self._is_inside(real):
+            real = "" if "\0" in path else os.path.realpath(named)
+            if self._is_inside(real):
                 files.add(os.path.relpath(real, self._root))
             else:
                 reason = Quarantine.LINK_OUT if self._is_inside(named) else Quarantine.OUTSIDE
@@ -240,6 +240,7 @@ class RemoteExport:
 
     def list_all(self, limit: int) -> Listing:
         """Lists in as few requests as the store needs for it; they give size and time, too."""
+        self._fs.invalidate_cache(self._root)
         found = self._fs.find(self._root, detail=True)
         files = {
             name[len(self._root) + 1 :]: info

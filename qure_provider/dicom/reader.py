@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydicom import uid
 from pydicom.filereader import read_partial
@@ -240,7 +240,8 @@ def _walk(
     data, base = window.data, window.base
     end = len(data)
     position -= base
-    open_parts: list[bool] = []  # True for an item, False for a sequence, of undefined length each
+    open_parts: list[bool] = []  # of undefined length each: True for an item, False for a sequence
+    vr = 0
     while True:
         if position + 12 > end and base + end < size:
             base += position
@@ -255,44 +256,32 @@ def _walk(
             raise _TruncatedError
         if explicit:
             group, number, vr, length = element(data, position)
-            tag = group << 16 | number
-            value = position + 8
-            if vr in short:
-                pass
-            elif vr in long:
+        else:
+            group, number, length = element(data, position)
+        tag = group << 16 | number
+        value = position + 8
+        if tag > last:
+            if meta:
+                return _Stop(tag, base + position)
+            if group == 0xFFFE:
+                length = length_of(data, position + 4)[0]
+                position = value + _step(tag, length, open_parts)
+                continue
+        if explicit and vr not in short:
+            if vr in long:
                 if position + 12 > end:
                     raise _TruncatedError
                 length = length_of(data, value)[0]
                 value += 4
-            elif group == 0xFFFE:
-                length = length_of(data, position + 4)[0]
+            elif meta:
+                return _Stop(tag, base + position)
             else:
                 raise _UnusualError
-        else:
-            group, number, length = element(data, position)
-            tag = group << 16 | number
-            value, vr = position + 8, 0
-        if tag > last:
-            if not open_parts and (meta or tag in PIXEL_DATA):
-                return _Stop(tag, base + position, base + value, length)
-            if group == 0xFFFE:
-                if not open_parts:
-                    raise _UnusualError
-                if tag == _ITEM and not open_parts[-1]:
-                    if length == _UNDEFINED:
-                        if len(open_parts) > _DEPTH_LIMIT:
-                            raise UnfitError(Quarantine.MALFORMED)
-                        open_parts.append(True)
-                        length = 0
-                elif (tag == _ITEM_END and open_parts[-1]) or (tag == _SEQUENCE_END and not open_parts[-1]):
-                    open_parts.pop()
-                    length = 0
-                else:
-                    raise _UnusualError
-                position = value + length
-                continue
-        if open_parts and not open_parts[-1]:
-            raise _UnusualError
+        if open_parts:
+            if not open_parts[-1]:
+                raise _UnusualError
+        elif tag in PIXEL_DATA:
+            return _Stop(tag, base + position, base + value, length)
         if length == _UNDEFINED:
             if vr == unknown:
                 raise _UnusualError
@@ -310,6 +299,22 @@ def _walk(
                 raise UnfitError(Quarantine.MALFORMED)
 
 
+def _step(tag: int, length: int, open_parts: list[bool]) -> int:
+    """Enters or leaves an item or sequence, and says how many bytes of it to step over."""
+    in_item = bool(open_parts) and open_parts[-1]
+    if not open_parts or in_item is (tag != _ITEM_END) or len(open_parts) > _DEPTH_LIMIT:
+        raise _UnusualError
+    if tag == _ITEM:
+        if length != _UNDEFINED:
+            return length
+        open_parts.append(True)
+    elif tag in (_ITEM_END, _SEQUENCE_END):
+        open_parts.pop()
+    else:
+        raise _UnusualError
+    return 0
+
+
 def _read(window: _Window, wanted: frozenset[int], limit: int) -> Header:
     meta: dict[int, bytes] = {}
     values: dict[int, bytes] = {}
@@ -319,7 +324,7 @@ def _read(window: _Window, wanted: frozenset[int], limit: int) -> Header:
         raise UnfitError(Quarantine.TRUNCATED) from None
     syntax = plain(meta.get(TRANSFER_SYNTAX, b""))
     if not syntax:
-        raise UnfitError(Quarantine.NO_FILE_HEADER)
+        raise _UnusualError
     sop_class, sop_instance = plain(meta.get(MEDIA_STORAGE_CLASS, b"")), plain(meta.get(MEDIA_STORAGE_INSTANCE, b""))
     if sop_class == uid.MediaStorageDirectoryStorage:
         return Header(syntax, sop_class, sop_instance, {}, big_endian=False, has_pixels=False, whole=True)
@@ -342,6 +347,8 @@ def _read(window: _Window, wanted: frozenset[int], limit: int) -> Header:
 
 def _read_with_pydicom(source: Source, wanted: frozenset[int], limit: int) -> Header:
     content = source.read(0, min(source.size, limit))
+    if uid.DeflatedExplicitVRLittleEndian.encode() in content:
+        raise UnfitError(Quarantine.MALFORMED)  # pydicom would inflate it without a limit
     stream = BytesIO(content)
     stop = _Stop(0, len(content))
 
@@ -364,11 +371,20 @@ def _read_with_pydicom(source: Source, wanted: frozenset[int], limit: int) -> He
         raise UnfitError(Quarantine.MALFORMED) from None
     if not syntax:
         raise UnfitError(Quarantine.NO_FILE_HEADER)
-    values = {tag: item.value for tag, item in items.items() if isinstance(item.value, bytes)}
+    values = {tag: _as_bytes(item.value) for tag, item in items.items()}
     if not stop.tag and len(content) < source.size:
         raise UnfitError(Quarantine.HEADER_TOO_LARGE)
     header = Header(syntax, sop_class, sop_instance, values, big_endian, has_pixels=False, whole=True)
     return _with_pixels(_Window(source, limit), header, stop)
+
+
+def _as_bytes(value: Any) -> bytes:
+    """An element's value as pydicom read it: bytes, nothing, or the character set, which it decodes at once."""
+    if value is None:
+        return b""
+    if isinstance(value, bytes):
+        return value
+    return "\\".join([value] if isinstance(value, str) else map(str, value)).encode()
 
 
 def _is_bare_dataset(head: bytes) -> bool:
@@ -441,11 +457,11 @@ class _Inflated:
     def __init__(self, content: bytes, size: int) -> None:
         self._content = content
         self.size = size
-        self.page = max(1, len(content))
+        self.page = 16 * 1024
 
     def read(self, offset: int, length: int) -> bytes:
         """Gives what was kept; more than that is a header larger than its limit."""
-        if min(offset + length, self.size) > len(self._content):
+        if offset < self.size and min(offset + length, self.size) > len(self._content):
             raise UnfitError(Quarantine.HEADER_TOO_LARGE)
         return self._content[offset : offset + length]
 

@@ -10,7 +10,7 @@ class Quarantine(StrEnum):
 
     UNREADABLE = "cannot be read"
     PERMISSION = "permission denied"
-    VANISHED = "vanished before it was read"
+    VANISHED = "not there when it was read"
     FOLDER = "folder that cannot be listed"
     NOT_A_FILE = "not a regular file"
     LINK_OUT = "link that leads out of the export"

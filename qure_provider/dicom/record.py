@@ -144,9 +144,7 @@ class RecordMaker:
         if header.media_storage_instance_uid not in ("", sop_instance):
             oddities.add(Oddity.OTHER_FILE_UID)
         uids = (sop_instance, series, identity.study_instance_uid, sop_class)
-        problem = None
-        if not header.whole:
-            problem = Quarantine.TRUNCATED
+        problem = None if header.whole else Quarantine.TRUNCATED
         for each in uids:
             if not _UID.fullmatch(each) or len(each) > _UID_LENGTH:
                 if _LOOSE_UID.fullmatch(each) and len(each) <= _UID_LENGTH:
@@ -168,7 +166,7 @@ class RecordMaker:
             identity,
             attributes,
             series if _LOOSE_UID.fullmatch(series) and len(series) <= _UID_LENGTH else "",
-            modality,
+            modality.upper(),
             _acquired(header),
             _extent(header) if modality == "CT" else None,
             header.has_pixels,

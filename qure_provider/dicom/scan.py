@@ -193,8 +193,8 @@ def _problem(record: Record, limits: ScanLimits) -> Quarantine | None:
 def _belongs_to_no_study(record: Record) -> bool:
     """Whether it is a palette, a hanging protocol or the like: DICOM, but nobody's."""
     sop_class = record.instance.sop_class_uid
-    return bool(sop_class) and not (
-        record.identity.study_instance_uid or record.has_pixels or _is_image_class(sop_class)
+    return not (record.identity.study_instance_uid or record.has_pixels or _is_image_class(sop_class)) and bool(
+        sop_class
     )
 
 
@@ -213,7 +213,7 @@ def _judge(export: Export, records: Sequence[Record], workers: int) -> list[Quar
 
     copies: list[list[int]] = []
     for indexes in _grouped(records, lambda record: record.instance.sop_instance_uid):
-        if len({records[i].series_instance_uid for i in indexes}) > 1:
+        if len({records[i].series_instance_uid for i in indexes} - {""}) > 1:
             hold(indexes, Quarantine.TWO_SERIES)
         elif len(whole := [i for i in indexes if verdicts[i] is None]) > 1:
             copies.append(whole)
@@ -225,9 +225,9 @@ def _judge(export: Export, records: Sequence[Record], workers: int) -> list[Quar
             for i in indexes[1:]:
                 verdicts[i] = Duplicate.COPY
     for indexes in _grouped(records, lambda record: record.series_instance_uid):
-        if len({records[i].identity.study_instance_uid for i in indexes}) > 1:
+        if len({records[i].identity.study_instance_uid for i in indexes} - {""}) > 1:
             hold(indexes, Quarantine.TWO_STUDIES)
-        elif len({records[i].modality for i in indexes}) > 1:
+        elif len({records[i].modality for i in indexes} - {""}) > 1:
             hold(indexes, Quarantine.TWO_MODALITIES)
     for indexes in _grouped(records, lambda record: record.identity.study_instance_uid):
         if _disagree([records[i] for i in indexes]):
@@ -247,7 +247,8 @@ def _grouped(records: Sequence[Record], key: Callable[[Record], str]) -> Iterabl
 def _disagree(records: Sequence[Record]) -> bool:
     """Whether objects of one study name two patients or accession numbers.
 
-    Reports and presentation states often leave out what the images say, so for them an empty value is no contradiction.
+    Reports and presentation states often leave out what the images say, and a file that ends too early cannot say it:
+    for what has no pixels an empty value is no contradiction.
     """
     identities = {(id(record.identity), record.has_pixels): record for record in records}
     for name in _AGREED:

@@ -169,10 +169,10 @@ def select(scan: Scan, rules: SelectionRules | None = None) -> Selection:
 
 def _refusal(series: Series, images: tuple[Instance, ...], rules: SelectionRules) -> Reason | None:
     """Why none of a series is sent; None where it is."""
-    if not images:
-        return Reason.NOT_AN_IMAGE
     if series.modality not in rules.modalities:
         return Reason.MODALITY
+    if not images:
+        return Reason.NOT_AN_IMAGE
     kinds = {value.strip().upper() for value in series.image_type}
     if kinds & _SCREEN_SAVES:
         return Reason.SCREEN_SAVE
