@@ -34,6 +34,37 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class StudyFacts:
+    """What the source's header says of the study beyond whose it is; empty strings where absent.
+
+    Attributes:
+        study_date: StudyDate, as DICOM DA.
+        study_time: StudyTime, as DICOM TM.
+        study_description: StudyDescription.
+        study_id: StudyID.
+        referring_physician: ReferringPhysicianName, as DICOM PN.
+        placer_order_number: PlacerOrderNumberImagingServiceRequest.
+        filler_order_number: FillerOrderNumberImagingServiceRequest.
+        modality: Modality of the images that the results are about.
+        body_part: BodyPartExamined.
+        station_name: StationName.
+        acquired: When they were acquired, as DICOM DT without zone, in the hospital's clock.
+    """
+
+    study_date: str = ""
+    study_time: str = ""
+    study_description: str = ""
+    study_id: str = ""
+    referring_physician: str = ""
+    placer_order_number: str = ""
+    filler_order_number: str = ""
+    modality: str = ""
+    body_part: str = ""
+    station_name: str = ""
+    acquired: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Instance:
     """One DICOM object of the export.
 

@@ -13,42 +13,11 @@ from datetime import datetime
 from pathlib import Path
 
 from qure_provider.api.model import Meaning
-from qure_provider.dicom.model import Identity
+from qure_provider.dicom.model import Identity, StudyFacts
 from qure_provider.reports.result import Result
 
 SEVERITY = (Meaning.URGENT, Meaning.ABNORMAL, Meaning.UNKNOWN, Meaning.NO_FINDING)
 """Worst first. Unknown stands before "no finding": it must never read as normal."""
-
-
-@dataclass(frozen=True, slots=True)
-class StudyFacts:
-    """What the source's header says of the study beyond whose it is; empty strings where absent.
-
-    Attributes:
-        study_date: StudyDate, as DICOM DA.
-        study_time: StudyTime, as DICOM TM.
-        study_description: StudyDescription.
-        study_id: StudyID.
-        referring_physician: ReferringPhysicianName, as DICOM PN.
-        placer_order_number: PlacerOrderNumberImagingServiceRequest.
-        filler_order_number: FillerOrderNumberImagingServiceRequest.
-        modality: Modality of the images that the results are about.
-        body_part: BodyPartExamined.
-        station_name: StationName.
-        acquired: When they were acquired, as DICOM DT without zone, in the hospital's clock.
-    """
-
-    study_date: str = ""
-    study_time: str = ""
-    study_description: str = ""
-    study_id: str = ""
-    referring_physician: str = ""
-    placer_order_number: str = ""
-    filler_order_number: str = ""
-    modality: str = ""
-    body_part: str = ""
-    station_name: str = ""
-    acquired: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +46,8 @@ class StudyReport:
     def key(self) -> str:
         """The report's own number, the same for every revision: 20 characters of capital letters and digits.
 
-        It is derived from the study and the product, so that a repeat makes no second report, and carries nothing of the
-        radiologist's report's identifiers.
+        It is derived from the study and the product, so that a repeat makes no second report, and carries nothing of
+        the radiologist's report's identifiers.
         """
         source = f"{self.identity.study_instance_uid}|{self.product}"
         return f"QURE{hashlib.sha256(source.encode()).hexdigest()[:16].upper()}"
