@@ -203,8 +203,8 @@ def _make(job: Job, kind: str, index: int) -> bytes:
         return maker.original(pydicom.dcmread(path), kind, index)
 
     def segmentation() -> bytes:
-        slices = [_header(job.spread(number, _SLICES)) for number in range(min(len(job.sources), _SLICES))]
-        return maker.segmentation(slices, job.findings, kind, index)
+        count = min(len(job.sources), _SLICES)
+        return maker.segmentation([_header(job.spread(number, count)) for number in range(count)], job.findings, kind)
 
     makers: dict[str, Callable[[], bytes]] = {
         "sc": lambda: maker.capture(capture(), kind, index),

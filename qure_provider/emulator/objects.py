@@ -300,14 +300,13 @@ class Maker:
         made.Laterality = ""
         return self._finished(made, kind)
 
-    def segmentation(self, slices: Sequence[Dataset], findings: Findings, kind: str, index: int) -> bytes:
+    def segmentation(self, slices: Sequence[Dataset], findings: Findings, kind: str) -> bytes:
         """Make a segmentation of slices of the source series.
 
         Args:
-            slices: Headers of the slices.
+            slices: Headers of the slices; those that do not lie parallel to the source image are left out.
             findings: What is found.
             kind: Kind of file.
-            index: Which of that kind, from 0.
 
         Returns:
             A DICOM file.
@@ -317,7 +316,13 @@ class Maker:
         from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
         from pydicom.sr.codedict import codes
 
-        sources = [self._stripped(header) for header in slices]
+        geometry = ("FrameOfReferenceUID", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
+        by_place = {
+            tuple(header.ImagePositionPatient): self._stripped(header)
+            for header in slices
+            if all(header.get(keyword) == self._source.get(keyword) for keyword in geometry)
+        }
+        sources = list(by_place.values())
         rows, columns = int(self._source.Rows), int(self._source.Columns)
         keys = findings.present or ("simulated",)
         masks = np.zeros((len(sources), rows, columns, len(keys)), np.uint8)
@@ -325,7 +330,7 @@ class Maker:
         for number, key in enumerate(keys):
             column, row, radius = ring((columns, rows), key)
             masks[..., number] = (grid_column - column) ** 2 + (grid_row - row) ** 2 <= radius**2
-        series, instance = self._uids(kind, index)
+        series, instance = self._uids(kind, 0)
         made = Segmentation(
             sources,
             masks,
@@ -344,7 +349,7 @@ class Maker:
             series_instance_uid=series,
             series_number=9001,
             sop_instance_uid=instance,
-            instance_number=index + 1,
+            instance_number=1,
             manufacturer="SIMULATED",
             manufacturer_model_name="SIMULATED",
             software_versions="1",
@@ -358,7 +363,13 @@ class Maker:
     def _stripped(source: Dataset) -> Dataset:
         """A header without what the library is strict about; ``_inherit`` puts the source's own back."""
         stripped = Dataset()
-        stripped.update({element.tag: element for element in source if element.tag.group not in {0x0010, 0x0012}})
+        stripped.update(
+            {
+                element.tag: element
+                for element in source
+                if element.tag.group not in {0x0010, 0x0012} and element.keyword not in _EMPTY_IF_ABSENT
+            }
+        )
         for keyword in _EMPTY_IF_ABSENT:
             setattr(stripped, keyword, "")
         return stripped
