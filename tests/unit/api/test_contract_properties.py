@@ -13,8 +13,8 @@ from qure_provider.api.model import ComputeAnswer, Meaning, Outcome, ResultAnswe
 from qure_provider.api.statuses import MAX_RETRY_AFTER, Step, error_for_status, parse_retry_after
 
 # A deadline for one example would fail on a busy machine; pytest's output shows what is slow.
-thorough = settings(max_examples=300, deadline=None)
-quick = settings(max_examples=100, deadline=None)
+thorough = settings(max_examples=150, deadline=None)
+quick = settings(max_examples=50, deadline=None)
 
 OURS = (QureSettingsError, QureTransientError, QureRejectedError)
 
