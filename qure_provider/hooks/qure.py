@@ -239,7 +239,9 @@ class QureHook(BaseHook):
         parse_result(self._ask_probe(), PROBE.route, ResultsVersion.V1, **self._at_most)
 
     def _ask_probe(self) -> RawAnswer:
-        return self._ask("Asking the service", "GET", results_url(self.connection, PROBE), timeout=PROBE_TIMEOUT)
+        limits = zip(PROBE_TIMEOUT, (self.connection.connect_timeout, self.connection.read_timeout), strict=True)
+        timeout = tuple(map(min, limits))
+        return self._ask("Asking the service", "GET", results_url(self.connection, PROBE), timeout=timeout)
 
     @property
     def _at_most(self) -> dict[str, int]:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
 from qure_provider.api.errors import QureError, QureRejectedError, QureSettingsError, QureTransientError
@@ -139,19 +139,17 @@ class UploadRun:
         self._files = tuple(dict.fromkeys(files))
         self._queue(self._files)
         under_way: dict[Future[UploadAnswer], tuple[OutgoingFile, ...]] = {}
-        pool = ThreadPoolExecutor(self._parallel, thread_name_prefix="qure-upload")
         try:
             while not self._is_stopped():
                 while self._waiting and len(under_way) < self._parallel and not self._ends:
                     request = self._waiting.popleft()
-                    under_way[pool.submit(self._send, request, self._stop)] = request
+                    under_way[self._begin(request)] = request
                 if not under_way and (self._ends or not self._doubt_short_series()):
                     break
                 for future in wait(under_way, _STOP_CHECK_SECONDS, FIRST_COMPLETED).done:
                     self._settle(under_way.pop(future), future)
         finally:
             self._stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
         if self._settings_error:
             raise self._settings_error
 
@@ -175,6 +173,19 @@ class UploadRun:
             requests=traffic.requests,
             bytes_sent=traffic.bytes_sent,
         )
+
+    def _begin(self, request: tuple[OutgoingFile, ...]) -> Future[UploadAnswer]:
+        future: Future[UploadAnswer] = Future()
+
+        def send() -> None:
+            try:
+                future.set_result(self._send(request, self._stop))
+            except BaseException as error:
+                future.set_exception(error)
+
+        # A daemon, so that a request which hangs does not keep a process alive that has been told to end.
+        threading.Thread(target=send, name="qure-upload", daemon=True).start()
+        return future
 
     @property
     def _ends(self) -> bool:
