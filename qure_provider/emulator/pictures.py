@@ -11,6 +11,7 @@ import numpy as np
 import pydicom
 from PIL import Image, ImageDraw, ImageFont
 from pydicom.pixels.processing import apply_rescale
+from pydicom.pixels.utils import pixel_array
 
 from qure_provider.emulator.findings import SIMULATED
 
@@ -41,11 +42,9 @@ def grey(dataset: pydicom.Dataset, edge: int | None) -> Image.Image | None:
         The picture; None where there are no pixels or their encoding cannot be read here.
     """
     try:
-        pixels = dataset.pixel_array
+        pixels = pixel_array(dataset, index=0)
     except (AttributeError, NotImplementedError, RuntimeError, ValueError, KeyError):
         return None
-    if int(dataset.get("NumberOfFrames") or 1) > 1:
-        pixels = pixels[0]
     if edge is not None:
         step = max(1, max(pixels.shape[:2]) // edge)
         pixels = pixels[::step, ::step]
