@@ -99,6 +99,11 @@ class Series:
         modality: Modality.
         instances: In order of InstanceNumber, then SOPInstanceUID; no SOPInstanceUID twice.
         study_date: StudyDate, as DICOM DA.
+        study_time: StudyTime, as DICOM TM.
+        study_id: StudyID.
+        referring_physician: ReferringPhysicianName.
+        placer_order_number: PlacerOrderNumberImagingServiceRequest.
+        filler_order_number: FillerOrderNumberImagingServiceRequest.
         acquired: AcquisitionDateTime, or Acquisition/Content/Series/Study date and time put together, as DICOM DT
             without zone; empty where absent.
         station_name: StationName.
@@ -137,6 +142,11 @@ class Series:
     is_axial: bool | None = None
     frame_of_reference_uid: str = ""
     extent: tuple[float, float] | None = None
+    study_time: str = ""
+    study_id: str = ""
+    referring_physician: str = field(default="", repr=False)
+    placer_order_number: str = ""
+    filler_order_number: str = ""
     warnings: tuple[str, ...] = ()
 
     @property

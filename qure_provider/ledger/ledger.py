@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -15,8 +15,9 @@ from sqlalchemy import Connection, Engine, RowMapping, and_, func, insert, or_, 
 from sqlalchemy.dialects import postgresql, sqlite
 
 from qure_provider.api.model import Meaning, Outcome, ResourceRef, ResultAnswer, Route
-from qure_provider.dicom.model import Identity, SelectedSeries
+from qure_provider.dicom.model import Identity, SelectedSeries, Series, StudyFacts
 from qure_provider.ledger.database import LedgerError, is_current, migrate, open_engine
+from qure_provider.ledger.deliveries import Deliveries
 from qure_provider.ledger.schema import acknowledged, alerts, batches, planned, resources, runs, studies
 
 _CHUNK = 500
@@ -78,6 +79,7 @@ class ResourceRow:
     body_part: str
     station_name: str
     acquired: str
+    facts: StudyFacts
     outcome: Outcome | None
     reason: str
     triage: str | None
@@ -162,6 +164,11 @@ class Ledger:
             yield cls(engine)
         finally:
             engine.dispose()
+
+    @property
+    def deliveries(self) -> Deliveries:
+        """The half of the ledger that says what was delivered where."""
+        return Deliveries(self._engine)
 
     # Runs
 
@@ -434,6 +441,30 @@ class Ledger:
         """Return every resource that the run answers for."""
         return self._rows(planned.c.run_id == run_id)
 
+    def rows_of_study(self, study_instance_uid: str) -> list[ResourceRow]:
+        """Return every resource of a study, each in its newest revision."""
+        query = (
+            select(resources)
+            .join(studies, studies.c.id == resources.c.study_id)
+            .where(studies.c.study_instance_uid == study_instance_uid)
+            .order_by(resources.c.id)
+        )
+        with self._engine.begin() as connection:
+            newest = {row["uid"]: row for row in connection.execute(query).mappings()}
+            identities = self._identities(connection, {row["study_id"] for row in newest.values()})
+        return [_resource_row(row, identities[row["study_id"]], None) for row in newest.values()]
+
+    def sent_instances(self, study_instance_uid: str) -> frozenset[str]:
+        """Return the SOPInstanceUIDs of a study that the service acknowledged, in any revision."""
+        query = (
+            select(acknowledged.c.sop_instance_uid)
+            .join(resources, resources.c.id == acknowledged.c.resource_id)
+            .join(studies, studies.c.id == resources.c.study_id)
+            .where(studies.c.study_instance_uid == study_instance_uid)
+        )
+        with self._engine.begin() as connection:
+            return frozenset(connection.scalars(query))
+
     def acknowledged(self, resource_ids: Iterable[int]) -> dict[int, set[str]]:
         """Return, for each resource, the SOPInstanceUIDs that the service said it holds."""
         held: dict[int, set[str]] = {resource_id: set() for resource_id in resource_ids}
@@ -667,6 +698,7 @@ class _Wanted:
             "station_name": series.station_name,
             "acquired": series.acquired,
             "instances": self.instances,
+            "facts": asdict(facts_of(series)),
             "reason": "",
             "doubt": "",
             "planned_at": now,
@@ -675,6 +707,23 @@ class _Wanted:
 
 
 _FINISHED = frozenset({Outcome.READY.value, Outcome.INVALID.value, Outcome.UNSUPPORTED.value})
+
+
+def facts_of(series: Series) -> StudyFacts:
+    """Return what a series' header says of its study."""
+    return StudyFacts(
+        study_date=series.study_date,
+        study_time=series.study_time,
+        study_description=series.study_description,
+        study_id=series.study_id,
+        referring_physician=series.referring_physician,
+        placer_order_number=series.placer_order_number,
+        filler_order_number=series.filler_order_number,
+        modality=series.modality,
+        body_part=series.body_part,
+        station_name=series.station_name,
+        acquired=series.acquired,
+    )
 
 
 def _study_values(entry: SelectedSeries, key: str, now: float) -> dict[str, Any]:
@@ -735,6 +784,7 @@ def _resource_row(row: RowMapping, identity: Identity, why: Why | None) -> Resou
         body_part=row["body_part"],
         station_name=row["station_name"],
         acquired=row["acquired"],
+        facts=StudyFacts(**row["facts"]),
         outcome=Outcome(row["outcome"]) if row["outcome"] else None,
         reason=row["reason"],
         triage=row["triage"],

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 
 metadata = MetaData(
     naming_convention={
@@ -68,6 +81,7 @@ resources = Table(
     Column("station_name", String(64), nullable=False),
     Column("acquired", String(32), nullable=False),
     Column("instances", Integer, nullable=False),
+    Column("facts", JSON, nullable=False),
     Column("outcome", String(16)),
     Column("reason", Text, nullable=False, default=""),
     Column("triage", String(64)),
@@ -129,3 +143,58 @@ alerts = Table(
     Column("last_error", String(250), nullable=False),
 )
 """Who was told of an urgent result, and when."""
+
+parcels = Table(
+    "parcels",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("subject", _UID, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("study_instance_uid", _UID, nullable=False),
+    Column("product", String(64), nullable=False),
+    Column("resource_ids", JSON, nullable=False),
+    Column("urgent", Boolean, nullable=False),
+    Column("created_at", Float, nullable=False),
+    UniqueConstraint("kind", "subject", "revision"),
+)
+"""What is sent as one: a resource's DICOM objects, or a study's report by one product; each change is a revision."""
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("parcel_id", ForeignKey("parcels.id", ondelete="CASCADE"), nullable=False),
+    Column("destination", String(250), nullable=False),
+    Column("run_id", ForeignKey("runs.id", ondelete="SET NULL")),
+    Column("sends", JSON, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("due_at", Float, nullable=False),
+    Column("lease_owner", String(64), nullable=False),
+    Column("lease_until", Float, nullable=False),
+    Column("receipt", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("sending_at", Float),
+    Column("delivered_at", Float),
+    UniqueConstraint("parcel_id", "destination"),
+    Index(None, "state", "due_at"),
+    Index(None, "run_id"),
+)
+"""One parcel on its way to one destination."""
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("study_instance_uid", _UID, nullable=False),
+    Column("subject", String(250), nullable=False),
+    Column("detail", JSON, nullable=False),
+    Index(None, "study_instance_uid"),
+    Index(None, "at"),
+)
+"""What happened, append only."""

@@ -49,8 +49,7 @@ class StudyReport:
         It is derived from the study and the product, so that a repeat makes no second report, and carries nothing of
         the radiologist's report's identifiers.
         """
-        source = f"{self.identity.study_instance_uid}|{self.product}"
-        return f"QURE{hashlib.sha256(source.encode()).hexdigest()[:16].upper()}"
+        return report_key(self.identity.study_instance_uid, self.product)
 
     @property
     def meaning(self) -> Meaning:
@@ -61,6 +60,12 @@ class StudyReport:
     def model_versions(self) -> tuple[str, ...]:
         """The model versions that the service stated, each once, in order."""
         return tuple(dict.fromkeys(result.model_version for result in self.results if result.model_version))
+
+
+def report_key(study_instance_uid: str, product: str) -> str:
+    """Return the number of a study's report by one product; see ``StudyReport.key``."""
+    source = f"{study_instance_uid}|{product}"
+    return f"QURE{hashlib.sha256(source.encode()).hexdigest()[:16].upper()}"
 
 
 def worst(meanings: Iterable[Meaning]) -> Meaning:

@@ -67,6 +67,7 @@ class Alert:
         dag_id: The DAG that waits for it.
         run_id: Its run.
         link: The run in the Airflow UI; empty where ``[api] base_url`` is not set.
+        problem: What keeps the result from its readers; empty where nothing does.
     """
 
     study_ref: str
@@ -79,6 +80,7 @@ class Alert:
     dag_id: str = ""
     run_id: str = ""
     link: str = ""
+    problem: str = ""
 
     @property
     def minutes_since_acquisition(self) -> int | None:
@@ -94,8 +96,9 @@ class Alert:
         """The alert as one paragraph."""
         age = self.minutes_since_acquisition
         where = f"acquired {self.acquired or 'at an unknown time'} at {self.station or 'an unknown station'}"
+        problem = f"NOT DELIVERED: {self.problem}. " if self.problem else ""
         return (
-            f"AI output, unverified: {self.product} marks a {self.modality or 'study'} as {self.meaning} "
+            f"{problem}AI output, unverified: {self.product} marks a {self.modality or 'study'} as {self.meaning} "
             f"(triage word: {self.triage}). Study ref {self.study_ref}, {where}"
             f"{'' if age is None else f', {age} min after acquisition'}. Please have it read. {self.link}"
         ).strip()

@@ -15,6 +15,7 @@ ROOT = Path(qure_provider.__file__).parent
 ORDER = [
     {"task_groups", "plugin"},
     {"operators"},
+    {"delivery"},
     {"sensors"},
     {"triggers"},
     {"hooks"},
