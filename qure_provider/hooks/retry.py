@@ -61,8 +61,10 @@ def _wait(state: RetryCallState) -> float:
 
 
 def _tell(what: str, state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
     log.warning(
-        "%s failed and is tried again: try=%d wait_seconds=%.1f", what, state.attempt_number, state.upcoming_sleep
+        "%s is tried again: try=%d wait_seconds=%.1f reason=%s",
+        what,
+        state.attempt_number,
+        state.upcoming_sleep,
+        state.outcome.exception() if state.outcome else None,
     )
-    log.debug("reason=%s", error)

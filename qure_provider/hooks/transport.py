@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -66,6 +66,16 @@ class Session(requests.Session):
         for name in self._credentials:
             prepared_request.headers.pop(name, None)
         self._authorize(prepared_request)
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """Tell where a response redirects to; nowhere if that is no web address, at which requests would break."""
+        target = super().get_redirect_target(resp)
+        try:
+            if target:
+                origin(urljoin(resp.url, target))
+        except ValueError:
+            return None
+        return target
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         if origin(request.url or "") == self._origin:

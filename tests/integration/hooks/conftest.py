@@ -1,9 +1,11 @@
 """What the tests of the hooks share: a connection, DICOM files, a service that can be scripted byte by byte."""
 
 import json
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pydicom
 import pytest
@@ -126,8 +128,7 @@ class Wire:
             def handle_one(self):
                 length = int(self.headers.get("Content-Length", 0))
                 self.body = self.rfile.read(length)
-                self.is_whole = len(self.body) == length
-                wire.requests.append(self)
+                wire.requests.append(SimpleNamespace(path=self.path, headers=self.headers, body=self.body))
                 wire.answer(self)
 
             do_GET = do_POST = handle_one  # noqa: N815
@@ -219,12 +220,22 @@ def make_certificates(folder: Path):
     return paths
 
 
-@pytest.fixture
-def tls_wire(certificates):
-    import ssl
-
+def secure_wire(certificates, host):
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificates[1], certificates[2])
-    wire = Wire(context)
+    return Wire(context, host)
+
+
+@pytest.fixture
+def tls_wire(certificates):
+    wire = secure_wire(certificates, "127.0.0.1")
+    yield wire
+    wire.close()
+
+
+@pytest.fixture
+def misnamed_tls_wire(certificates):
+    """Its certificate is for another address."""
+    wire = secure_wire(certificates, "127.0.0.2")
     yield wire
     wire.close()
