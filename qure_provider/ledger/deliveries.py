@@ -297,20 +297,20 @@ class Deliveries:
             _set(connection, [delivery.id], state=DeliveryState.DEAD, reason=reason)
             _remember(connection, Event.DEAD, delivery.study_instance_uid, delivery.subject, reason=reason)
 
-    def reopen(self, *, states: Sequence[DeliveryState], destination: str | None = None, since: float = 0.0) -> int:
+    def reopen(self, *, states: Sequence[DeliveryState], destinations: Sequence[str] = (), since: float = 0.0) -> int:
         """Make deliveries wait again: dead ones after their receiver was mended, held ones to be checked again.
 
         Args:
             states: Which ones.
-            destination: Only to this destination.
+            destinations: Only to these; empty for all.
             since: Only what was enqueued after this time, seconds since the epoch.
 
         Returns:
             How many.
         """
         condition = and_(deliveries.c.state.in_([state.value for state in states]), deliveries.c.created_at >= since)
-        if destination:
-            condition = and_(condition, deliveries.c.destination == destination)
+        if destinations:
+            condition = and_(condition, deliveries.c.destination.in_(destinations))
         with self._engine.begin() as connection:
             ids = list(connection.scalars(select(deliveries.c.id).where(condition)))
             _set(connection, ids, state=DeliveryState.WAITING, tries=0, due_at=0.0)

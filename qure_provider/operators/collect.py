@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -14,8 +14,10 @@ from airflow.sdk.definitions.context import Context
 from airflow.sdk.exceptions import TaskDeferralTimeout
 
 from qure_provider import settings
+from qure_provider.delivery.rules import rules_from
 from qure_provider.ledger.batch_ref import BatchRef
 from qure_provider.operators.base import QureOperator
+from qure_provider.operators.troubles import tell_of_troubles
 from qure_provider.operators.work import BatchWork, open_batch
 from qure_provider.retries import StepIncompleteError
 from qure_provider.triggers.alerts import Paging, channel_of, check_paging, send_to_all
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from qure_provider.ledger.ledger import ResourceRow
 
 PARALLEL = 4
+DELIVER_SECONDS = 120.0
+"""How long one wake delivers at most; the rest goes at the next one, at the run's end, or by qure_redeliver."""
 _T = TypeVar("_T")
 
 
@@ -45,6 +49,8 @@ class QureCollectBatchOperator(QureOperator):
             arguments can use ``{{ alert.text }}`` and the other fields of ``Alert``.
         page_on: Triage meanings that people are told of.
         page_findings: Finding or decision keys that people are told of.
+        deliver_to: Destinations that get everything: connection ids, or folders' URLs.
+        rules: What goes where, as ``delivery.rules.rules_from`` takes it; they stand before ``deliver_to``.
         first_poll_seconds: Between deferring and the first question; None for ``[qure] first_poll_seconds``.
         max_poll_seconds: Longest time between two questions; None for ``[qure] max_poll_seconds``.
         settle_seconds: Between two looks at a ready result's files; None for ``[qure] settle_seconds``.
@@ -62,6 +68,8 @@ class QureCollectBatchOperator(QureOperator):
         notifiers: Sequence[AsyncCallback] = (),
         page_on: Sequence[str] = ("urgent",),
         page_findings: Sequence[str] = (),
+        deliver_to: Sequence[str] = (),
+        rules: Sequence[Mapping[str, Any]] = (),
         first_poll_seconds: float | None = None,
         max_poll_seconds: float | None = None,
         settle_seconds: float | None = None,
@@ -69,6 +77,7 @@ class QureCollectBatchOperator(QureOperator):
     ) -> None:
         super().__init__(**kwargs)
         check_paging(notifiers, page_on)
+        self.rules = rules_from(deliver_to, rules)
         self.batch = batch
         self.store_root = store_root
         self.notifiers = [notifier.serialize() for notifier in notifiers]
@@ -103,12 +112,15 @@ class QureCollectBatchOperator(QureOperator):
 
         with open_batch(self.batch, self.store_root, context) as work:
             rows = [row for row in work.rows() if row.uploaded_at is not None and not row.is_over]
-            with QureHook(self.qure_conn_id, operator=type(self).__name__) as hook:
-                failed = self._take(context, work, hook, rows, set(done)) if rows else {}
+            failed: dict[int, Exception] = {}
+            if rows:
+                with QureHook(self.qure_conn_id, operator=type(self).__name__) as hook:
+                    failed = self._take(context, work, hook, rows, set(done))
             left = [row for row in work.rows() if row.uploaded_at is not None and not row.is_over]
             if is_deadline or time.time() >= work.run.deadline:
                 _end_waiting(work, left)
                 left = []
+            self._deliver(context, work, {row.id for row in rows})
             waiting = [row for row in left if row.id not in failed]
             self.log.info("Collected: asked=%d failed=%d waiting=%d", len(rows), len(failed), len(waiting))
             deadline = work.run.deadline
@@ -180,6 +192,18 @@ class QureCollectBatchOperator(QureOperator):
             }
             for channel, error in asyncio.run(send_to_all(waiting, alert_about(answer, facts))).items():
                 work.ledger.record_alert(row.id, channel, error=error)
+
+    def _deliver(self, context: Context, work: BatchWork, touched: set[int]) -> None:
+        """Take what was fetched onward. What cannot be delivered now is owed, and does not hold the batch."""
+        if not self.rules:
+            return
+        from qure_provider.delivery.courier import Courier
+        from qure_provider.delivery.rules import destinations_of
+
+        courier = Courier(work.store, work.ledger, work.owner)
+        courier.enqueue(work.run.id, [row for row in work.rows() if row.id in touched], self.rules)
+        troubles = courier.deliver(destinations_of(self.rules), run_id=work.run.id, seconds=DELIVER_SECONDS)
+        tell_of_troubles(work.ledger, self.notifiers, troubles, run_facts(context))
 
     def _paging(self) -> Paging:
         return Paging(tuple(self.page_on), tuple(self.page_findings))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pendulum
+from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.context import Context
 
 from qure_provider import settings
+from qure_provider.delivery.rules import rules_from
 from qure_provider.operators.base import QureOperator
+from qure_provider.operators.collect import DELIVER_SECONDS
+from qure_provider.operators.troubles import tell_of_troubles
+from qure_provider.triggers.alerts import check_paging
+from qure_provider.triggers.results import run_facts
 
 if TYPE_CHECKING:
     from qure_provider.ledger.ledger import Ledger, ResourceRow, RunRow
@@ -18,6 +24,8 @@ if TYPE_CHECKING:
 
 _PICTURES = ("sc_thumbnail", "sc_full_png", "sc_png", "sc_dicom_thumbnail", "original_thumbnail")
 _NAMED = 20
+_NOT_DELIVERED = frozenset({"waiting", "sending", "in doubt", "held", "dead"})
+_WHAT_NOW = "qure_redeliver goes on with what waits; 'airflow qure night' says why each is held or dead."
 
 
 class NightUnresolvedError(Exception):
@@ -33,6 +41,9 @@ class QureSummarizeOperator(QureOperator):
     Args:
         run_group: The task group whose plan is summarized.
         store_root: The store's root; None for ``[qure] store_root``.
+        deliver_to: Destinations that get everything; what is still owed is tried once more.
+        rules: What goes where.
+        notifiers: Who is told of an urgent result that was not delivered.
         least_share_of_usual: The smallest share of the usual number of series (the median of the last 14 nights of this
             DAG, once there are three) that is not worth a warning; 0 for none.
         allow_empty: Whether a night without a single series is in order.
@@ -51,6 +62,9 @@ class QureSummarizeOperator(QureOperator):
         *,
         run_group: str = "",
         store_root: str | None = None,
+        deliver_to: Sequence[str] = (),
+        rules: Sequence[Mapping[str, Any]] = (),
+        notifiers: Sequence[AsyncCallback] = (),
         least_share_of_usual: float = 0.5,
         allow_empty: bool = False,
         retries: int = 0,
@@ -59,6 +73,9 @@ class QureSummarizeOperator(QureOperator):
         super().__init__(retries=retries, **kwargs)
         if not 0 <= least_share_of_usual <= 1:
             raise ValueError("least_share_of_usual must lie between 0 and 1")
+        check_paging(notifiers, ())
+        self.rules = rules_from(deliver_to, rules)
+        self.notifiers = [notifier.serialize() for notifier in notifiers]
         self.run_group = run_group
         self.store_root = store_root
         self.least_share_of_usual = least_share_of_usual
@@ -76,6 +93,7 @@ class QureSummarizeOperator(QureOperator):
             run = ledger.find_run(dag_id=dag_run.dag_id, run_id=dag_run.run_id, group_id=self.run_group)
             if run is None or not run.counts:
                 raise NightUnresolvedError("The plan did not finish, so nothing of this night was sent: see its log.")
+            self._deliver(context, store, ledger, run)
             summary = self._summary(store, ledger, run, dag_run.dag_id, dag_run.run_id)
             path = f"{run.folder}/summary.json"
             store.write_json(path, summary.to_json())
@@ -86,12 +104,25 @@ class QureSummarizeOperator(QureOperator):
         value = summary.to_json()
         return {"summary": path, **{key: value[key] for key in ("outcomes", "meanings", "alerts")}}
 
+    def _deliver(self, context: Context, store: Store, ledger: Ledger, run: RunRow) -> None:
+        """Enqueue what no batch did (a worker may have died in between), and try once more what is owed."""
+        if not self.rules:
+            return
+        from qure_provider.delivery.courier import Courier
+        from qure_provider.delivery.rules import destinations_of
+
+        courier = Courier(store, ledger, str(context["ti"].id))
+        courier.enqueue(run.id, ledger.rows_of_run(run.id), self.rules, is_final=True)
+        troubles = courier.deliver(destinations_of(self.rules), run_id=run.id, seconds=DELIVER_SECONDS)
+        tell_of_troubles(ledger, self.notifiers, troubles, run_facts(context))
+
     def _summary(self, store: Store, ledger: Ledger, run: RunRow, dag_id: str, run_id: str) -> Summary:
         from qure_provider.reports.summary import Summary
 
         resources = ledger.rows_of_run(run.id)
         rows = tuple(_row(store, row) for row in resources)
         alerts = ledger.alert_counts(run.id)
+        deliveries = ledger.deliveries.counts(run.id)
         usual = ledger.usual_found(dag_id=dag_id, before=run.began_at)
         return Summary(
             night=run.night,
@@ -103,11 +134,17 @@ class QureSummarizeOperator(QureOperator):
             counts=run.counts,
             rows=rows,
             alerts=alerts,
-            problems=tuple(self._problems(run, rows, alerts, usual)),
+            deliveries=deliveries,
+            problems=tuple(self._problems(run, rows, alerts, usual, deliveries)),
         )
 
     def _problems(
-        self, run: RunRow, rows: Sequence[SummaryRow], alerts: dict[str, int], usual: float | None
+        self,
+        run: RunRow,
+        rows: Sequence[SummaryRow],
+        alerts: dict[str, int],
+        usual: float | None,
+        deliveries: dict[str, dict[str, int]],
     ) -> list[str]:
         from qure_provider.reports.summary import files_add_up
 
@@ -128,6 +165,11 @@ class QureSummarizeOperator(QureOperator):
         ]
         if len(unresolved) > _NAMED:
             problems.append(f"And {len(unresolved) - _NAMED} more without an answer: see summary.json.")
+        for destination, states in deliveries.items():
+            owed = {state: number for state, number in states.items() if state in _NOT_DELIVERED}
+            if owed:
+                named = ", ".join(f"{number} {state}" for state, number in sorted(owed.items()))
+                problems.append(f"Deliveries to {destination}: {named}. {_WHAT_NOW}")
         if alerts["failed"]:
             problems.append(f"{alerts['failed']} alerts never got through: tell the people on duty.")
         return problems

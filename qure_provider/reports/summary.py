@@ -76,6 +76,7 @@ class Summary:
         counts: What the plan counted.
         rows: Every resource that the run answers for.
         alerts: How many alerts were sent, and how many never got through.
+        deliveries: For each destination, how many deliveries are in which state.
         problems: Why the run is red; empty where it is green.
     """
 
@@ -88,6 +89,7 @@ class Summary:
     counts: Mapping[str, Any]
     rows: tuple[SummaryRow, ...]
     alerts: Mapping[str, int]
+    deliveries: Mapping[str, Mapping[str, int]]
     problems: tuple[str, ...]
 
     @property
@@ -111,6 +113,7 @@ class Summary:
             "outcomes": dict(sorted(Counter(row.outcome for row in self.rows).items())),
             "meanings": dict(sorted(Counter(row.meaning for row in self.rows if row.outcome == "ready").items())),
             "alerts": dict(self.alerts),
+            "deliveries": {name: dict(states) for name, states in sorted(self.deliveries.items())},
             "problems": list(self.problems),
             "resources": [asdict(row) for row in self.rows],
         }

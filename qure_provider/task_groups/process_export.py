@@ -34,6 +34,8 @@ def process_export(
     notifiers: Sequence[AsyncCallback] = (),
     page_on: Sequence[str] = ("urgent",),
     page_findings: Sequence[str] = (),
+    deliver_to: Sequence[str] = (),
+    rules: Sequence[Mapping[str, Any]] = (),
     first_poll_seconds: float | None = None,
     max_poll_seconds: float | None = None,
     settle_seconds: float | None = None,
@@ -63,6 +65,8 @@ def process_export(
         notifiers: Who is told of an urgent result: ``AsyncCallback(Notifier, kwargs={...})`` each.
         page_on: Triage meanings that people are told of.
         page_findings: Finding or decision keys that people are told of.
+        deliver_to: Destinations that get everything: connection ids (DICOM, DICOMweb, MLLP, FHIR), or folders' URLs.
+        rules: What goes where, as ``delivery.rules.rules_from`` takes it; they stand before ``deliver_to``.
         first_poll_seconds: See ``QureCollectBatchOperator``.
         max_poll_seconds: See ``QureCollectBatchOperator``.
         settle_seconds: See ``QureCollectBatchOperator``.
@@ -79,8 +83,9 @@ def process_export(
         "map_index_template": _LABEL,
         **common,
     }
+    onward: dict[str, Any] = {"deliver_to": deliver_to, "rules": rules, "notifiers": notifiers}
     collect_arguments: dict[str, Any] = {
-        "notifiers": notifiers,
+        **onward,
         "page_on": page_on,
         "page_findings": page_findings,
         "first_poll_seconds": first_poll_seconds,
@@ -131,6 +136,7 @@ def process_export(
             least_share_of_usual=least_share_of_usual,
             allow_empty=allow_empty,
             trigger_rule=TriggerRule.ALL_DONE,
+            **onward,
             **common,
         )
         for route, process in (("ct", ct), ("xray", xray)):

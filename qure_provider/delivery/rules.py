@@ -1,0 +1,143 @@
+"""Which results go where: one ordered list of data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from qure_provider.api.model import Meaning
+
+
+class RulesError(ValueError):
+    """The rules are not of the form that ``rules_from`` describes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What a rule looks at.
+
+    Attributes:
+        product: As the service named it.
+        meaning: The triage word's meaning.
+        modality: The source's modality.
+        station: The source's station name.
+        findings: The keys of listed findings and of decisions that are true.
+    """
+
+    product: str
+    meaning: Meaning
+    modality: str
+    station: str
+    findings: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class When:
+    """The conditions of a rule: each a list of which one must apply; an empty one always does.
+
+    Attributes:
+        product: Products, such as ``qxr``.
+        meaning: Triage meanings, such as ``urgent``.
+        modality: Modalities, such as ``CT``.
+        station: Station names.
+        finding: Finding or decision keys.
+    """
+
+    product: tuple[str, ...] = ()
+    meaning: tuple[str, ...] = ()
+    modality: tuple[str, ...] = ()
+    station: tuple[str, ...] = ()
+    finding: tuple[str, ...] = ()
+
+    def applies(self, case: Case) -> bool:
+        """Return whether every condition does."""
+        return (
+            (not self.product or case.product in self.product)
+            and (not self.meaning or case.meaning.value in self.meaning)
+            and (not self.modality or case.modality in self.modality)
+            and (not self.station or case.station in self.station)
+            and (not self.finding or not case.findings.isdisjoint(self.finding))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """When it applies, what is sent to whom.
+
+    Attributes:
+        when: The conditions.
+        send: File kinds, such as ``("sc", "report_sr")``; None for all that the destination takes; empty for nothing.
+        to: Destinations: connection ids, or folders' URLs.
+    """
+
+    when: When
+    send: tuple[str, ...] | None
+    to: tuple[str, ...]
+
+
+def rules_from(deliver_to: Sequence[str], rules: Sequence[Mapping[str, Any]]) -> tuple[Rule, ...]:
+    """Read the rules.
+
+    ``[{"when": {"product": ["qxr"], "meaning": ["urgent", "abnormal"]}, "send": ["sc"], "to": ["pacs"]}, ...]``:
+    for each destination the first rule that applies decides. ``send`` left out means all that the destination takes;
+    an empty list means nothing.
+
+    Args:
+        deliver_to: Destinations that get everything; they stand behind the rules.
+        rules: The ordered list.
+
+    Raises:
+        RulesError: If a key or a value is not understood.
+    """
+    parsed = [_rule(number, rule) for number, rule in enumerate(rules, 1)]
+    if deliver_to:
+        parsed.append(Rule(When(), None, _texts("deliver_to", deliver_to)))
+    return tuple(parsed)
+
+
+def destinations_of(rules: Sequence[Rule]) -> tuple[str, ...]:
+    """Return every destination that the rules name, each once, in order."""
+    return tuple(dict.fromkeys(destination for rule in rules for destination in rule.to))
+
+
+def decide(rules: Sequence[Rule], case: Case, destination: str) -> tuple[str, ...] | None:
+    """Return what is sent to a destination.
+
+    Returns:
+        File kinds, empty for all that it takes; None where nothing is wanted there.
+    """
+    for rule in rules:
+        if destination in rule.to and rule.when.applies(case):
+            if rule.send is None:
+                return ()
+            return rule.send or None
+    return None
+
+
+def _rule(number: int, value: Mapping[str, Any]) -> Rule:
+    if not isinstance(value, Mapping):
+        raise RulesError(f"Rule {number} must be an object with 'when', 'send' and 'to'.")
+    unknown = set(value) - {"when", "send", "to"}
+    if unknown:
+        raise RulesError(f"Rule {number} has an unknown key: {', '.join(sorted(map(str, unknown)))}.")
+    when = value.get("when", {})
+    known = {item.name for item in fields(When)}
+    if not isinstance(when, Mapping) or not set(when) <= known:
+        raise RulesError(f"Rule {number}: 'when' takes only {', '.join(sorted(known))}.")
+    conditions = {key: _texts(f"Rule {number}, {key}", texts) for key, texts in when.items()}
+    meanings = {meaning.value for meaning in Meaning}
+    if not set(conditions.get("meaning", ())) <= meanings:
+        raise RulesError(f"Rule {number}: 'meaning' takes only {', '.join(sorted(meanings))}.")
+    to = _texts(f"Rule {number}, to", value.get("to", ()))
+    if not to:
+        raise RulesError(f"Rule {number} names no destination in 'to'.")
+    send = value.get("send")
+    return Rule(When(**conditions), None if send is None else _texts(f"Rule {number}, send", send), to)
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    items = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else None
+    if items is None or not all(isinstance(item, str) and item for item in items):
+        raise RulesError(f"{name} must be a text or a list of texts.")
+    return items
