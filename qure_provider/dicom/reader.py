@@ -384,7 +384,7 @@ def _as_bytes(value: Any) -> bytes:
         return b""
     if isinstance(value, bytes):
         return value
-    return "\\".join([value] if isinstance(value, str) else map(str, value)).encode()
+    return "\\".join([value] if isinstance(value, str) else map(str, value)).encode("latin-1", "replace")
 
 
 def _is_bare_dataset(head: bytes) -> bool:

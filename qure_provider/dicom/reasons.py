@@ -55,5 +55,6 @@ class Oddity(StrEnum):
 
     LEADING_ZERO = "a UID component has a leading zero"
     OTHER_FILE_UID = "a file header names another SOP Instance UID than its object"
+    NO_PATIENT_ID = "no patient ID"
     UNDECODABLE = "text that its character set cannot decode"
     MIXED_IMAGES = "images of different ImageType"

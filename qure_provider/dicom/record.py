@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TypeVar
 
-from pydicom.charset import convert_encodings, decode_bytes
+from pydicom.charset import convert_encodings, decode_bytes, python_encoding
 from pydicom.valuerep import TEXT_VR_DELIMS
 
 from qure_provider.dicom.model import Identity, Instance
@@ -141,6 +141,8 @@ class RecordMaker:
         oddities = set()
         if not (readable and also_readable):
             oddities.add(Oddity.UNDECODABLE)
+        if not identity.patient_id:
+            oddities.add(Oddity.NO_PATIENT_ID)
         if header.media_storage_instance_uid not in ("", sop_instance):
             oddities.add(Oddity.OTHER_FILE_UID)
         uids = (sop_instance, series, identity.study_instance_uid, sop_class)
@@ -188,16 +190,16 @@ def _remember(memory: dict[K, V], key: K, make: Callable[[K], V]) -> V:
 def _identity(values: tuple[bytes | None, ...]) -> tuple[Identity, bool]:
     """Decodes the values of ``_IDENTITY``, and says whether all could be."""
     charset, study, patient_id, issuer, accession, birth_date, sex, name = (value or b"" for value in values)
-    decode = _decoder(charset)
+    decode, known = _decoder(charset)
     texts = [decode(value) for value in (patient_id, issuer, accession, name)]
     identity = Identity(plain(study), texts[0], texts[1], texts[2], plain(birth_date), plain(sex), texts[3].rstrip("="))
-    return identity, not any("\ufffd" in text for text in texts)
+    return identity, known and not any("\ufffd" in text for text in texts)
 
 
 def _attributes(values: tuple[bytes | None, ...]) -> tuple[Attributes, bool]:
     """Decodes the values of ``_ATTRIBUTES``, and says whether all could be."""
     value = {tag: content or b"" for tag, content in zip(_ATTRIBUTES, values, strict=True)}
-    decode = _decoder(value[CHARACTER_SET])
+    decode, known = _decoder(value[CHARACTER_SET])
     texts = [
         decode(value[tag]).strip()
         for tag in (_STATION, _STUDY_DESCRIPTION, _SERIES_DESCRIPTION, _PROTOCOL, _KERNEL, _CONTRAST)
@@ -219,14 +221,18 @@ def _attributes(values: tuple[bytes | None, ...]) -> tuple[Attributes, bool]:
         is_axial=_is_axial(_decimals(value[_ORIENTATION])),
         frame_of_reference_uid=plain(value[_FRAME_OF_REFERENCE]),
     )
-    return attributes, not any("\ufffd" in text for text in texts)
+    return attributes, known and not any("\ufffd" in text for text in texts)
 
 
-def _decoder(charset: bytes) -> Callable[[bytes], str]:
-    """Gives what decodes text of a Specific Character Set; a byte that it cannot decode becomes U+FFFD."""
+def _decoder(charset: bytes) -> tuple[Callable[[bytes], str], bool]:
+    """Gives what decodes text of a Specific Character Set, and whether that set is known.
+
+    A byte that cannot be decoded becomes U+FFFD.
+    """
+    terms = [part.strip() for part in plain(charset).split("\\")]
     try:
-        encodings = convert_encodings([part.strip() for part in plain(charset).split("\\")])
-    except LookupError:
+        encodings = convert_encodings(terms)
+    except (LookupError, ValueError):
         encodings = ["ascii"]
 
     def decode(value: bytes) -> str:
@@ -236,7 +242,7 @@ def _decoder(charset: bytes) -> Callable[[bytes], str]:
         except (LookupError, ValueError):
             return value.decode("ascii", "replace")
 
-    return decode
+    return decode, all(term in python_encoding for term in terms)
 
 
 def _acquired(header: Header) -> str:

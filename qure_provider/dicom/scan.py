@@ -55,7 +55,7 @@ class ScanLimits:
     object_bytes: int = 99_990_000
 
 
-def scan(root: Path | RemotePath, *, workers: int = 4, limits: ScanLimits = ScanLimits()) -> Scan:
+def scan(root: Path | RemotePath, *, workers: int = 8, limits: ScanLimits = ScanLimits()) -> Scan:
     """Reads an export: a folder of DICOM files, nested or flat, under any names.
 
     Only headers are read. Whether the pixel data is whole is told from lengths; the content of files is read only where
@@ -92,7 +92,7 @@ def scan_files(
     root: Path | RemotePath,
     paths: Sequence[str],
     *,
-    workers: int = 4,
+    workers: int = 8,
     limits: ScanLimits = ScanLimits(),
 ) -> Scan:
     """Reads the named files of an export as :func:`scan` does the whole of it.
@@ -193,9 +193,9 @@ def _problem(record: Record, limits: ScanLimits) -> Quarantine | None:
 def _belongs_to_no_study(record: Record) -> bool:
     """Whether it is a palette, a hanging protocol or the like: DICOM, but nobody's."""
     sop_class = record.instance.sop_class_uid
-    return not (record.identity.study_instance_uid or record.has_pixels or _is_image_class(sop_class)) and bool(
-        sop_class
-    )
+    if not sop_class or _is_image_class(sop_class):
+        return False
+    return not record.has_pixels and not record.identity.study_instance_uid
 
 
 @cache

@@ -199,6 +199,14 @@ class TestWhatIsRead:
         assert series.identity.patient_name == "SIM\ufffd\ufffdATED^PATIENT"
         assert series.warnings == (Oddity.UNDECODABLE,)
 
+    @pytest.mark.parametrize("charset", [b"ISO_IR 999", b"ISO_IR\x00100"])
+    def test_a_character_set_that_is_none_is_warned_of(self, export, charset):
+        path = export.save("one", export.dataset(SpecificCharacterSet="ISO_IR 100", PatientName="SIMULATED^JÖRG"))
+        path.write_bytes(path.read_bytes().replace(b"ISO_IR 100", charset))
+        (series,) = scanned(export.root).series
+        assert series.identity.patient_name.startswith("SIMULATED^J")
+        assert series.warnings == (Oddity.UNDECODABLE,)
+
     def test_nothing_of_a_header_reaches_a_log_or_a_warning(self, export, caplog):
         path = export.save("one", export.dataset(SpecificCharacterSet="ISO_IR 100", PatientID="SECRET-ID"))
         path.write_bytes(path.read_bytes().replace(b"ISO_IR 100", b"SECRET-SET"))
@@ -413,6 +421,10 @@ class TestQuarantine:
         (series,) = scanned(export.root).series
         assert series.instances[0].sop_instance_uid == "1.2.03.4"
         assert series.warnings == (Oddity.LEADING_ZERO,)
+
+    def test_a_patient_without_an_id_is_warned_of(self, export):
+        export.add("one", PatientID="")
+        assert scanned(export.root).series[0].warnings == (Oddity.NO_PATIENT_ID,)
 
     def test_a_file_header_that_names_another_object_warns(self, export):
         ds = export.dataset()
