@@ -1,4 +1,4 @@
-"""A Qure connection as data: what a user entered, checked, with the defaults filled in."""
+"""Connections as data: what a user entered, checked, with the defaults filled in; first of all that to Qure."""
 
 from __future__ import annotations
 
@@ -113,26 +113,17 @@ class QureConnection:
         Raises:
             QureSettingsError: A field is missing or wrong; the message names it and says what to enter.
         """
-        fields = _Fields(str(connection.conn_id), _extra(connection))
-        verify = fields.boolean("verify", default=True)
-        ca_bundle = fields.text("ca_bundle")
-        if ca_bundle and not verify:
-            raise fields.error(
-                "ca_bundle", "a CA bundle has no use while TLS verification is off. Remove one of the two"
-            )
-        if ca_bundle and not Path(ca_bundle).exists():
-            raise fields.error("ca_bundle", "there is no such file on this machine. Workers and triggerers need it too")
-        if not verify:
-            log.warning("TLS verification is off: connection=%s", connection.conn_id)
+        fields = Fields.of(connection)
+        verify, ca_bundle = verification(fields)
         total = fields.number("requests_per_second", 10.0, at_least=0.01, at_most=10_000.0)
         return cls(
             conn_id=fields.conn_id,
-            base_url=_base_url(connection, fields),
+            base_url=base_url(connection, fields, "the base URL that Qure issued, such as https://host/path"),
             token=_token(connection, fields),
             source=fields.header("source", fields.text("source")),
             verify=verify,
             ca_bundle=ca_bundle,
-            proxies=_proxies(fields),
+            proxies=proxies(fields),
             connect_timeout=fields.number("connect_timeout", 10.0, at_least=0.1, at_most=600.0),
             read_timeout=fields.number("read_timeout", 120.0, at_least=0.1, at_most=3600.0),
             requests_per_second=total / fields.number("triggerers", 1, at_least=1, at_most=1000),
@@ -164,12 +155,7 @@ class QureConnection:
 
         Both clients go by it, so that what uploads can reach is reached by polling too.
         """
-        if not self.verify:
-            return False
-        import certifi
-
-        variables = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
-        return self.ca_bundle or next(filter(None, map(os.environ.get, variables)), None) or certifi.where()
+        return authorities(self.ca_bundle) if self.verify else False
 
     def proxy_for(self, url: str) -> str | None:
         """Tell through which proxy a URL is asked for.
@@ -181,13 +167,7 @@ class QureConnection:
             The proxy's URL: the connection's, else that of the environment, which knows exceptions (``no_proxy``); None
             for none.
         """
-        scheme = urlsplit(url).scheme
-        if self.proxies:
-            return self.proxies.get(scheme)
-        from requests.utils import get_environ_proxies
-
-        proxies = get_environ_proxies(url, no_proxy=None)
-        return proxies.get(scheme) or proxies.get("all")
+        return proxy_for(url, self.proxies)
 
 
 def origin(url: str) -> tuple[str, str, int]:
@@ -225,15 +205,88 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-class _Fields:
-    """The extra settings of one connection, with errors that name the field and never repeat its value."""
+def authorities(ca_bundle: str) -> str:
+    """Tell which certificate authorities to trust.
 
-    def __init__(self, conn_id: str, values: Mapping[str, Any]) -> None:
+    Args:
+        ca_bundle: What the connection says; may be empty.
+
+    Returns:
+        Path of a PEM file or folder: the connection's, else the environment's, else the one that comes with certifi.
+    """
+    import certifi
+
+    variables = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+    return ca_bundle or next(filter(None, map(os.environ.get, variables)), None) or certifi.where()
+
+
+def proxy_for(url: str, own: Mapping[str, str]) -> str | None:
+    """Tell through which proxy a URL is asked for.
+
+    Args:
+        url: Any http or https address.
+        own: URL scheme to proxy URL, as the connection says; may be empty.
+
+    Returns:
+        The proxy's URL: the connection's, else that of the environment, which knows exceptions (``no_proxy``); None for
+        none.
+    """
+    scheme = urlsplit(url).scheme
+    if own:
+        return own.get(scheme)
+    from requests.utils import get_environ_proxies
+
+    found = get_environ_proxies(url, no_proxy=None)
+    return found.get(scheme) or found.get("all")
+
+
+class Fields:
+    """The extra settings of one connection, with errors that name the field and never repeat its value.
+
+    Empty means the default. Texts are taken for numbers and booleans, since a connection given as a URI has nothing
+    else.
+
+    Args:
+        conn_id: The connection's name in Airflow.
+        values: What was entered.
+        kind: Class of the errors.
+    """
+
+    def __init__(self, conn_id: str, values: Mapping[str, Any], kind: type[Exception] = QureSettingsError) -> None:
         self.conn_id = conn_id
         self._values = values
+        self._kind = kind
 
-    def error(self, name: str, problem: str) -> QureSettingsError:
-        return QureSettingsError(f"Connection {self.conn_id}, field {name}: {problem}.")
+    @classmethod
+    def of(cls, connection: AirflowConnection, kind: type[Exception] = QureSettingsError) -> Fields:
+        """Read the extra settings of an Airflow connection.
+
+        Args:
+            connection: What Airflow returned.
+            kind: Class of the errors.
+
+        Raises:
+            Exception: Of that class, if they are no JSON object.
+        """
+        # Not through Airflow's own property: it masks by a blocking call, which has no place in a triggerer's event
+        # loop.
+        problem = f"Connection {connection.conn_id}, field extra: must be a JSON object."
+        try:
+            extra = json.loads(connection.extra or "{}")
+        except ValueError:
+            raise kind(problem) from None
+        if not isinstance(extra, dict):
+            raise kind(problem)
+        return cls(str(connection.conn_id), extra, kind)
+
+    def error(self, name: str, problem: str) -> Exception:
+        """Make an error.
+
+        Args:
+            name: Of the field.
+            problem: What is wrong with it and what to do, without a final stop.
+        """
+        return self._kind(f"Connection {self.conn_id}, field {name}: {problem}.")
 
     def raw(self, name: str) -> Any:
         """Return what was entered, or None for nothing."""
@@ -241,6 +294,7 @@ class _Fields:
         return None if isinstance(value, str) and not value.strip() else value
 
     def text(self, name: str) -> str:
+        """Return a text without the blanks around it; empty for nothing."""
         value = self.raw(name)
         if value is None:
             return ""
@@ -255,6 +309,7 @@ class _Fields:
         return value
 
     def boolean(self, name: str, *, default: bool) -> bool:
+        """Return a yes or no."""
         value = self.raw(name)
         if value is None or isinstance(value, bool):
             return default if value is None else value
@@ -264,6 +319,7 @@ class _Fields:
         raise self.error(name, "must be true or false")
 
     def number(self, name: str, default: _Number, *, at_least: _Number, at_most: _Number) -> _Number:
+        """Return a number within its limits, of the default's kind."""
         value = self.raw(name)
         if value is None:
             return default
@@ -280,6 +336,7 @@ class _Fields:
         return number
 
     def choice(self, name: str, default: _Choice) -> _Choice:
+        """Return one of the default's class."""
         value = self.raw(name)
         if value is None:
             return default
@@ -289,19 +346,7 @@ class _Fields:
             raise self.error(name, f"must be one of {', '.join(type(default))}") from None
 
 
-def _extra(connection: AirflowConnection) -> Mapping[str, Any]:
-    # Not through Airflow's own property: it masks by a blocking call, which has no place in a triggerer's event loop.
-    problem = f"Connection {connection.conn_id}, field extra: must be a JSON object."
-    try:
-        extra = json.loads(connection.extra or "{}")
-    except ValueError:
-        raise QureSettingsError(problem) from None
-    if not isinstance(extra, dict):
-        raise QureSettingsError(problem)
-    return extra
-
-
-def _token(connection: AirflowConnection, fields: _Fields) -> str:
+def _token(connection: AirflowConnection, fields: Fields) -> str:
     token = (connection.password or "").strip()
     if not token:
         raise fields.error("password", "is empty. Enter the token that Qure issued")
@@ -310,10 +355,46 @@ def _token(connection: AirflowConnection, fields: _Fields) -> str:
     return fields.header("password", token)
 
 
-def _base_url(connection: AirflowConnection, fields: _Fields) -> str:
+def verification(fields: Fields) -> tuple[bool, str]:
+    """Read whether certificates are checked, and against which authorities.
+
+    Args:
+        fields: Of the connection; ``verify`` and ``ca_bundle`` are read.
+
+    Returns:
+        Whether they are, and the path of a PEM file or folder, which may be empty.
+
+    Raises:
+        Exception: Of the fields' class, if the two contradict each other or the path is not there.
+    """
+    verify = fields.boolean("verify", default=True)
+    ca_bundle = fields.text("ca_bundle")
+    if ca_bundle and not verify:
+        raise fields.error("ca_bundle", "a CA bundle has no use while TLS verification is off. Remove one of the two")
+    if ca_bundle and not Path(ca_bundle).exists():
+        raise fields.error("ca_bundle", "there is no such file on this machine. Workers and triggerers need it too")
+    if not verify:
+        log.warning("TLS verification is off: connection=%s", fields.conn_id)
+    return verify, ca_bundle
+
+
+def base_url(connection: AirflowConnection, fields: Fields, expected: str) -> str:
+    """Read the address of a service from ``host``, or from ``schema``, ``host`` and ``port``.
+
+    Args:
+        connection: What Airflow returned.
+        fields: Its extra settings; ``allow_plain_http`` is read.
+        expected: What is to be entered, in words.
+
+    Returns:
+        The address, ending in ``/``.
+
+    Raises:
+        Exception: Of the fields' class, if it is none, or plain http to another machine.
+    """
     host, schema = (connection.host or "").strip(), (connection.schema or "").strip().lower()
     if not host:
-        raise fields.error("host", "is empty. Enter the base URL that Qure issued, such as https://host/path")
+        raise fields.error("host", f"is empty. Enter {expected}")
     if "://" not in host:
         if schema not in DEFAULT_PORTS:
             raise fields.error("host", "has no scheme. Enter the whole base URL, beginning with https://")
@@ -322,10 +403,8 @@ def _base_url(connection: AirflowConnection, fields: _Fields) -> str:
         parts = urlsplit(host)
         port = parts.port or connection.port
     except ValueError:
-        raise fields.error(
-            "host", "is not a URL. Enter the base URL that Qure issued, such as https://host/path"
-        ) from None
-    _check_base_url(host, parts, fields)
+        raise fields.error("host", f"is not a URL. Enter {expected}") from None
+    _check_base_url(host, parts, fields, expected)
     if schema and schema != parts.scheme:
         raise fields.error("schema", "contradicts the scheme of the base URL. Leave it empty")
     if connection.port and port != connection.port:
@@ -338,27 +417,38 @@ def _base_url(connection: AirflowConnection, fields: _Fields) -> str:
                 "is plain http to another machine, which anybody on the way can read. Enter an https:// URL, or set "
                 "allow_plain_http if the network itself is protected",
             )
-        log.warning("Patient data and token travel without TLS: connection=%s", connection.conn_id)
+        log.warning("Patient data and credentials travel without TLS: connection=%s", connection.conn_id)
     netloc = f"[{name}]" if ":" in name else name
     if port and port != DEFAULT_PORTS[parts.scheme]:
         netloc += f":{port}"
     return f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}/"
 
 
-def _check_base_url(text: str, parts: SplitResult, fields: _Fields) -> None:
+def _check_base_url(text: str, parts: SplitResult, fields: Fields, expected: str) -> None:
     if parts.scheme not in DEFAULT_PORTS:
         raise fields.error("host", "must begin with https://")
     if not parts.hostname:
-        raise fields.error("host", "names no host. Enter the base URL that Qure issued, such as https://host/path")
+        raise fields.error("host", f"names no host. Enter {expected}")
     if parts.username is not None or parts.password is not None:
-        raise fields.error("host", "must not hold credentials. Enter the token as the connection's password")
+        raise fields.error("host", "must not hold credentials. Enter them in the connection's own fields")
     if parts.query or parts.fragment:
         raise fields.error("host", "must end with the path, without ? or #")
     if not (text.isascii() and text.isprintable()) or " " in text:
         raise fields.error("host", "has characters that no URL has")
 
 
-def _proxies(fields: _Fields) -> Mapping[str, str]:
+def proxies(fields: Fields) -> Mapping[str, str]:
+    """Read proxies, entered as one URL or as JSON.
+
+    Args:
+        fields: Of the connection; ``proxies`` is read.
+
+    Returns:
+        URL scheme to proxy URL; empty where nothing was entered.
+
+    Raises:
+        Exception: Of the fields' class, if one is no URL.
+    """
     value = fields.raw("proxies")
     hint = 'must be a proxy URL such as http://proxy:3128, or JSON such as {"https": "http://proxy:3128"}'
     if isinstance(value, str) and value.lstrip().startswith("{"):
