@@ -217,7 +217,7 @@ class _Maker:
         image = self._xray("RG1_J2KR", study, self._uid(study, 1), 1, "CHEST")
         path = self._write(image, "Röntgen Thorax, SIMULATED ÄÖÜ (1).dcm" if is_odd else f"CR{number:06}.dcm")
         if number == 1:
-            self._expect_image(path, image, "qxr", ("nodule",), "chest X-ray that is to be abnormal")
+            self._expect_image(path, image, "qxr", ("nodule",), "chest X-ray, planned to be abnormal")
         else:
             findings = () if number < _PLANNED else None
             self._expect_image(path, image, "qxr", findings, "chest X-ray")
@@ -227,7 +227,7 @@ class _Maker:
         slices = self._ct(self._head("693_UNCR"), study, 1, count=40, spacing=5.0, kernel="STANDARD", part="HEAD")
         paths = [self._write(image, f"CT/HEAD/{image.InstanceNumber:04}") for image in slices]
         findings = ("subdural_hemorrhage", "midline_shift")
-        self._expect_series(paths, study, 1, "qer", findings, "head CT that is to be critical")
+        self._expect_series(paths, study, 1, "qer", findings, "head CT, planned to be critical")
 
     def head_in_two_reconstructions(self) -> None:
         """A thin soft-tissue series and a thick bone series of one acquisition, as a CD's DICOMDIR lists them."""
@@ -246,8 +246,8 @@ class _Maker:
             if listed.SeriesInstanceUID == self._uid(study, 1):
                 chosen.append(path)
             else:
-                self._add(path, Fate.NOT_SELECTED, "head CT, the thick bone one of two reconstructions")
-        self._expect_series(chosen, study, 1, "qer", (), "head CT, the thin soft-tissue one of two reconstructions")
+                self._add(path, Fate.NOT_SELECTED, "head CT, thick bone reconstruction of two")
+        self._expect_series(chosen, study, 1, "qer", (), "head CT, thin soft-tissue reconstruction of two")
 
     def chest_ct(self) -> None:
         study = self._study("SIMULATED CT chest")

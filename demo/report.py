@@ -5,21 +5,28 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from demo.checks import StoredResult
 from demo.export import ExportFacts
 
 _DONE = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
-_WORDS = {"deferred": "waiting", "up_for_retry": "to be retried", "up_for_reschedule": "waiting", None: "to come"}
+_WORDS = {"deferred": "waiting in the triggerer", "up_for_retry": "to be tried again", None: "to come"}
 _PLAIN_WIDTH = 150
-_MEDIA = {"application/dicom": "DICOM", "application/pdf": "PDF", "image/png": "PNG", "application/json": "JSON"}
+_MEDIA = {
+    "application/dicom": "DICOM",
+    "application/pdf": "PDF",
+    "application/json": "JSON",
+    "image/png": "PNG",
+    "x-application/hl7-v2+er7": "HL7",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +74,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print one line, with the seconds since the beginning."""
-        self._console.print(f"[dim]{time.monotonic() - self._began:6.1f} s[/dim]  {text}")
+        self._console.print(f"{time.monotonic() - self._began:6.1f} s  {text}", soft_wrap=True, markup=False)
 
     def show(self, instances: Iterable[Mapping[str, Any]]) -> None:
         """Print the tasks whose counts changed.
@@ -86,10 +93,15 @@ class Progress:
 
 
 def _in_words(counts: Counter[str | None]) -> str:
-    done = sum(number for state, number in counts.items() if state in _DONE)
-    others = [(_WORDS.get(state, state), number) for state, number in counts.items() if state not in _DONE]
+    words: Counter[str] = Counter()
+    for state, number in counts.items():
+        if state not in _DONE:
+            words[_WORDS.get(state, "under way")] += number
     bad = [f"{counts[state]} {state}" for state in ("failed", "upstream_failed") if counts[state]]
-    return ", ".join([f"{done} of {counts.total()} done", *bad, *(f"{number} {word}" for word, number in others)])
+    done = sum(number for state, number in counts.items() if state in _DONE)
+    return ", ".join(
+        [f"{done} of {counts.total()} done", *bad, *(f"{number} {word}" for word, number in words.items())]
+    )
 
 
 def make_rows(facts: ExportFacts, results: Sequence[StoredResult], store: Path, keys: Mapping[str, str]) -> list[Row]:
@@ -99,7 +111,7 @@ def make_rows(facts: ExportFacts, results: Sequence[StoredResult], store: Path, 
         facts: What was exported.
         results: What lies in the store.
         store: The store's root.
-        keys: Study Instance UID to pseudonymous key.
+        keys: Folder of a result, relative to the store, to its study's pseudonymous key.
 
     Returns:
         One row for each result, in the order of the export, then any that nothing was exported for.
@@ -109,18 +121,19 @@ def make_rows(facts: ExportFacts, results: Sequence[StoredResult], store: Path, 
     rows = []
     for result in sorted(results, key=lambda result: order.get(result.uid, len(order))):
         content = result.content
+        where = result.folder.relative_to(store).as_posix()
         kinds = Counter(_MEDIA.get(asset["media"], asset["media"]) for asset in content["assets"])
         report = content["report"]
         rows.append(
             Row(
-                study=keys.get(content["study_instance_uid"], "unknown"),
+                study=keys.get(where, "unknown"),
                 what=what.get(result.uid, "unknown"),
                 product=content["usecase"] or "not stated",
                 triage=content["triage"] or "not stated",
                 meaning=content["meaning"],
                 impression=report["impression"] or next(iter(report["lines"]), "no inline report"),
                 written=", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items())),
-                where=result.folder.relative_to(store).as_posix(),
+                where=where,
             )
         )
     return rows
@@ -129,11 +142,13 @@ def make_rows(facts: ExportFacts, results: Sequence[StoredResult], store: Path, 
 def print_rows(console: Console, rows: Iterable[Row]) -> None:
     """Print the table; a folder's long UIDs are shortened to patterns that a shell still finds."""
     table = Table(title="AI results of the night (SIMULATED)", box=box.SIMPLE_HEAD, title_justify="left")
-    for heading in ("study", "image", "product", "triage", "means", "impression", "written", "where in the store"):
-        table.add_column(heading, overflow="fold")
+    for heading in ("study", "image", "product", "triage", "impression", "written", "where in the store"):
+        table.add_column(heading, overflow="fold", no_wrap=heading in ("study", "where in the store"))
     for row in rows:
         style = {"urgent": "bold red", "abnormal": "yellow"}.get(row.meaning)
-        table.add_row(*asdict(replace(row, where=_pattern(row.where))).values(), style=style)
+        triage = f"{row.triage} ({row.meaning})"
+        cells = (row.study, row.what, row.product, triage, row.impression, row.written, _pattern(row.where))
+        table.add_row(*(Text(cell) for cell in cells), style=style)
     console.print(table)
 
 

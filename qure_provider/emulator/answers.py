@@ -96,11 +96,11 @@ def no_result(verdict: Verdict, answers: Answers) -> Json:
 
 
 def report_lines(verdict: Verdict) -> list[str]:
-    """The report, line by line, marked as simulated in the first."""
+    """The report, line by line, each marked as simulated."""
     if verdict.state is State.INVALID:
-        return [f"{SIMULATED}.", "Invalid X-Ray"]
+        return [f"{SIMULATED}.", "SIMULATED: Invalid X-Ray"]
     images = f"{verdict.images} image{'s' if verdict.images != 1 else ''} analysed, revision {verdict.revision}."
-    sentences = [sentence for _, sentence in verdict.findings.sentences] or ["No abnormality detected."]
+    sentences = [sentence for _, sentence in verdict.findings.sentences] or ["SIMULATED: No abnormality detected."]
     return [f"{SIMULATED}. {images}", *sentences]
 
 
@@ -156,7 +156,7 @@ def _content(verdict: Verdict, answers: Answers) -> Json:
         "report": {
             "findings": "\n\n".join(lines),
             "impression": impression(verdict),
-            "findings_list": [[key, f"SIMULATED: {sentence}\n\n"] for key, sentence in verdict.findings.sentences],
+            "findings_list": [[key, f"{sentence}\n\n"] for key, sentence in verdict.findings.sentences],
         }
     }
 

@@ -72,6 +72,8 @@ class Emulator:
         if request.headers.get("source") != self._settings.source:
             return PlainTextResponse(answers.V2_FORBIDDEN, 403) if v2 else json_answer(answers.ACCESS_DENIED, 403)
         if self._settings.require_user_agent and not request.headers.get("user-agent"):
+            if v2:
+                return PlainTextResponse(answers.NO_USER_AGENT["message"], 400)
             return json_answer(answers.NO_USER_AGENT, 400)
         return None
 
@@ -173,9 +175,7 @@ class Emulator:
     async def compute(self, request: Request) -> Response:
         """``GET /compute/{SeriesInstanceUID}``."""
         uid = request.path_params["uid"]
-        return await Exchange(request, Kind.COMPUTE, self.noted, self.faults, uid).run(
-            self._compute, self._about_series(uid)
-        )
+        return await Exchange(request, Kind.COMPUTE, self.noted, self.faults, uid).run(self._compute, self._about(uid))
 
     async def _compute(self, exchange: Exchange) -> Response:
         uid = exchange.record.uid
@@ -195,7 +195,7 @@ class Emulator:
         """``GET /results/v2/{SOPInstanceUID}``."""
         uid = request.path_params["uid"]
         return await Exchange(request, Kind.RESULTS, self.noted, self.faults, uid).run(
-            self._results_v2, self._about_image(uid)
+            self._results_v2, self._about(uid)
         )
 
     async def _results_v2(self, exchange: Exchange) -> Response:
@@ -222,9 +222,7 @@ class Emulator:
     async def results(self, request: Request) -> Response:
         """``GET /results/{uid}``: X-ray v1 by image, qER and qCT by series."""
         uid = request.path_params["uid"]
-        return await Exchange(request, Kind.RESULTS, self.noted, self.faults, uid).run(
-            self._results, self._about_image(uid)
-        )
+        return await Exchange(request, Kind.RESULTS, self.noted, self.faults, uid).run(self._results, self._about(uid))
 
     async def _results(self, exchange: Exchange) -> Response:
         uid = exchange.record.uid
@@ -313,14 +311,14 @@ class Emulator:
             )
             return Response(content, media_type="binary/octet-stream")
 
-        return await exchange.run(carry_out, self._about_image(uid))
+        return await exchange.run(carry_out, self._about(uid))
 
-    def _about_series(self, uid: str) -> set[str]:
-        return {uid, *(other for resource in self.service.store.by_series(uid) for other in resource.uids[1:])}
-
-    def _about_image(self, uid: str) -> set[str]:
-        resource = self.service.store.find(uid) or self.service.store.by_sop(uid)
-        return {uid, *(resource.uids if resource else ())}
+    def _about(self, uid: str) -> set[str]:
+        """Every UID that plans and faults may name what was asked for by."""
+        store = self.service.store
+        found = store.find(uid) or store.by_sop(uid)
+        resources = [found] if found else store.by_series(uid)
+        return {uid, *(other for resource in resources for other in resource.uids)}
 
     def received(self, uid: str | None) -> list[ReceivedFile]:
         """List the files received.
@@ -332,7 +330,8 @@ class Emulator:
             The files, in order of arrival.
         """
         with self._received.open(encoding="utf-8") as lines:
-            return [ReceivedFile.model_validate_json(line) for line in lines if uid is None or f'"{uid}"' in line]
+            files = [ReceivedFile.model_validate_json(line) for line in lines if uid is None or uid in line]
+        return [file for file in files if uid is None or uid in file.uids]
 
     def forget(self) -> None:
         """Start afresh: nothing held, planned, switched on or noted."""

@@ -89,7 +89,7 @@ def machine_readable(source: pydicom.Dataset, findings: Findings, revision: int,
             "images": images,
             "revision": revision,
             "scores": findings.scores,
-            "findings": [{"key": key, "text": f"SIMULATED: {text}"} for key, text in findings.sentences],
+            "findings": [{"key": key, "text": text} for key, text in findings.sentences],
         },
         indent=2,
     ).encode()

@@ -161,13 +161,13 @@ class Exchange:
             The answer, harmed as the fault wants.
         """
         self._noted.begin(self.record.kind)
-        status = 0
+        status = 500
         try:
             response = await self.suffer({None, *about}) or await carry_out(self)
             response = await self._harmed(response)
             status = 0 if isinstance(response, NoAnswer) else response.status_code
         except ClientDisconnect:
-            response = NoAnswer()
+            response, status = NoAnswer(), 0
         finally:
             self.record.status = status
             self.record.seconds = time.time() - self.record.at

@@ -72,9 +72,9 @@ class Findings:
 
     @property
     def sentences(self) -> tuple[tuple[str, str], ...]:
-        """Key and sentence of each finding that is present."""
+        """Key and sentence of each finding that is present, each marked as simulated."""
         catalogue = CATALOGUE.get(self.usecase, {})
-        return tuple((key, catalogue.get(key, f"{key} suspected.")) for key in self.present)
+        return tuple((key, f"SIMULATED: {catalogue.get(key, f'{key} suspected.')}") for key in self.present)
 
     @property
     def impression(self) -> str:

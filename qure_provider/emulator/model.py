@@ -292,6 +292,11 @@ class ReceivedFile(BaseModel):
     registered: bool = False
     created: bool = False
 
+    @property
+    def uids(self) -> tuple[str, str, str]:
+        """Its UIDs, from the image's to the study's."""
+        return self.sop_instance_uid, self.series_instance_uid, self.study_instance_uid
+
 
 class ResourceState(BaseModel):
     """One resource (an X-ray image or a series) as the emulator sees it now.

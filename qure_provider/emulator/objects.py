@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import warnings
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -462,8 +461,5 @@ def _file(dataset: Dataset) -> bytes:
         dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # What a source's header has wrong is handed on as it is, as the service would.
-        warnings.simplefilter("ignore")
-        dataset.save_as(buffer, enforce_file_format=True)
+    dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()

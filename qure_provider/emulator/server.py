@@ -144,6 +144,7 @@ def _server(settings: EmulatorSettings, storage: Path, tls: Tls | None, on_ready
         lifespan="off",
         log_level="warning",
         access_log=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=1,
         **secured,
     )

@@ -58,13 +58,14 @@ def network_error(what: str, error: BaseException) -> QureError:
     """
     causes = list(_causes(error))
     names = {type(cause).__name__ for cause in causes}
+    codes = [getattr(cause, "verify_code", 0) for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)]
+    if codes:
+        problem = _CERTIFICATE_PROBLEMS.get(max(codes), "could not be verified")
+        return QureSettingsError(
+            f"{what} failed: the server's certificate {problem}. Check the base URL; for an authority of your own, set "
+            "the connection's CA bundle."
+        )
     for cause in causes:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            problem = _CERTIFICATE_PROBLEMS.get(getattr(cause, "verify_code", 0), "could not be verified")
-            return QureSettingsError(
-                f"{what} failed: the server's certificate {problem}. Check the base URL; for an authority of your own, "
-                "set the connection's CA bundle."
-            )
         reason = getattr(cause, "reason", None)  # which OpenSSL does not always set
         if isinstance(cause, ssl.SSLError) and reason in _NO_COMMON_GROUND:
             return QureSettingsError(

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import aiohttp
 from airflow.sdk import BaseHook
@@ -156,8 +157,23 @@ async def _open(qure_conn_id: str, pace: Pace) -> QureAsyncClient:
         timeout=aiohttp.ClientTimeout(
             total=None, sock_connect=connection.connect_timeout, sock_read=connection.read_timeout
         ),
+        trace_configs=[_pacing_repeats(pace)],
     )
     return QureAsyncClient(connection, session, pace, proxy)
+
+
+def _pacing_repeats(pace: Pace) -> aiohttp.TraceConfig:
+    """Keep the ceiling where aiohttp, by itself, asks once more because a pooled connection turned out to be dead."""
+
+    async def on_connection(_: aiohttp.ClientSession, request: SimpleNamespace, __: object) -> None:
+        if getattr(request, "had_connection", False):
+            await pace.wait()
+        request.had_connection = True
+
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_create_end.append(on_connection)
+    trace.on_connection_reuseconn.append(on_connection)
+    return trace
 
 
 def _prepare(connection: QureConnection) -> tuple[ssl.SSLContext | bool, str | None]:

@@ -69,8 +69,8 @@ class Session(requests.Session):
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         """Tell where a response redirects to; nowhere if that is no web address, at which requests would break."""
-        target = super().get_redirect_target(resp)
         try:
+            target = super().get_redirect_target(resp)
             if target:
                 origin(urljoin(resp.url, target))
         except ValueError:

@@ -22,11 +22,11 @@ def test_progress_prints_a_task_when_it_moved_on_and_only_then():
     assert console.file.getvalue() == ""
     progress.show(instances(("plan", "running"), ("upload", None)))
     progress.show(instances(("plan", "running"), ("upload", None)))
-    assert console.file.getvalue().count("plan: 0 of 1 done, 1 running") == 1
+    assert console.file.getvalue().count("plan: 0 of 1 done, 1 under way") == 1
     moved = instances(("plan", "success"), ("upload", "success"), ("upload", "failed"), ("upload", "deferred"))
     progress.show(moved)
     assert "plan: 1 of 1 done\n" in console.file.getvalue()
-    assert "upload: 2 of 3 done, 1 failed, 1 waiting" in console.file.getvalue()
+    assert "upload: 2 of 3 done, 1 failed, 1 waiting in the triggerer" in console.file.getvalue()
 
 
 def test_the_table_says_what_is_where_and_marks_all_as_simulated(tmp_path):
@@ -43,8 +43,9 @@ def test_the_table_says_what_is_where_and_marks_all_as_simulated(tmp_path):
         "assets": [{"media": "application/dicom"}, {"media": "application/dicom"}, {"media": "application/pdf"}],
     }
     folder = store / "studies" / urgent.study_instance_uid / urgent.uid / "r1"
-    (row,) = make_rows(facts, [StoredResult(folder, content)], store, {urgent.study_instance_uid: "0a1b2c3d4e"})
-    assert row.where == f"studies/{urgent.study_instance_uid}/{urgent.uid}/r1"
+    where = f"studies/{urgent.study_instance_uid}/{urgent.uid}/r1"
+    (row,) = make_rows(facts, [StoredResult(folder, content)], store, {where: "0a1b2c3d4e"})
+    assert row.where == where
     console = plain_console()
     print_rows(console, [row])
     printed = console.file.getvalue()
