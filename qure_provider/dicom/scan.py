@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import posixpath
 import re
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from pathlib import Path
@@ -20,6 +17,7 @@ from pydicom import uid
 
 from qure_provider.dicom.export import Export, Listing, RemotePath, export_at
 from qure_provider.dicom.model import Fate, Instance, PassedOver, Scan, Series
+from qure_provider.dicom.quiet import quiet_pydicom
 from qure_provider.dicom.reader import UnfitError, read_header
 from qure_provider.dicom.reasons import Duplicate, Ignored, Oddity, Quarantine
 from qure_provider.dicom.record import WANTED, Attributes, Record, RecordMaker
@@ -117,7 +115,7 @@ def scan_files(
 def _scan(export: Export, listing: Listing, workers: int, limits: ScanLimits) -> Scan:
     records: list[Record] = []
     rows = list(listing.passed_over)
-    with _quiet_pydicom():
+    with quiet_pydicom():
         for found in _map(partial(_read, export, RecordMaker(), limits), listing.files, workers):
             if isinstance(found, Record):
                 records.append(found)
@@ -307,20 +305,3 @@ def _series(members: list[Record]) -> Series:
 def _place(record: Record) -> tuple[bool, int, str]:
     number = record.instance.instance_number
     return number is None, number or 0, record.instance.sop_instance_uid
-
-
-@contextmanager
-def _quiet_pydicom() -> Iterator[None]:
-    """Silences pydicom, whose warnings quote what the header says."""
-    logger = logging.getLogger("pydicom")
-
-    def nothing(_: logging.LogRecord) -> bool:
-        return False
-
-    logger.addFilter(nothing)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.removeFilter(nothing)
