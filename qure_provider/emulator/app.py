@@ -3,43 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
-from pydantic import ValidationError
+from fastapi import FastAPI, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from qure_provider.emulator import answers
 from qure_provider.emulator.assets import Assets, Job, offered
+from qure_provider.emulator.control_routes import control_routes
 from qure_provider.emulator.exchange import Exchange, Noted, json_answer
 from qure_provider.emulator.faults import Faults
-from qure_provider.emulator.header import NOT_IMPLEMENTED, Header, read_header
-from qure_provider.emulator.intake import Intake
 from qure_provider.emulator.links import Refusal, Signer, Target
-from qure_provider.emulator.model import (
-    AnyFault,
-    Kind,
-    LicenseExpired,
-    LoseFiles,
-    MissingFiles,
-    OtherPatient,
-    Plan,
-    PlannedOutcome,
-    ReceivedFile,
-    RequestRecord,
-    ResourceState,
-)
+from qure_provider.emulator.model import Kind, MissingFiles, OtherPatient, PlannedOutcome
 from qure_provider.emulator.service import Service, State
-from qure_provider.emulator.settings import FIXED_AT_START, Answers, Counting, EmulatorSettings, MessageKeys
+from qure_provider.emulator.settings import Answers, EmulatorSettings
+from qure_provider.emulator.uploads import Uploads
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from qure_provider.emulator.intake import Part
     from qure_provider.emulator.service import Verdict
 
 
@@ -57,9 +42,7 @@ class Emulator:
         self.noted = Noted()
         self._assets = Assets(storage / "made")
         self._signer = Signer()
-        self._uploads = 0
-        self._received = storage / "received.jsonl"
-        self._received.touch()
+        self.uploads = Uploads(self.service, storage / "received.jsonl")
 
     @property
     def _settings(self) -> EmulatorSettings:
@@ -82,95 +65,7 @@ class Emulator:
         return await Exchange(request, Kind.UPLOAD, self.noted, self.faults).run(self._upload)
 
     async def _upload(self, exchange: Exchange) -> Response:
-        request = exchange.request
-        refused = self._refused(request)
-        limit = self._settings.max_request_bytes
-        intake = Intake(request.headers.get("content-type", ""), self.service.store.place)
-        kept = False
-        try:
-            # What is not wanted is read all the same: a client that is still sending would miss the answer.
-            async for chunk in request.stream():
-                exchange.record.size += len(chunk)
-                if refused is None and exchange.record.size <= limit:
-                    intake.write(chunk)
-            if exchange.record.size > limit:
-                return Response(answers.TOO_LARGE, 413, media_type="text/html")
-            if refused:
-                return refused
-            cut = not self._settings.keep_received
-            headers = await asyncio.to_thread(
-                lambda: [read_header(part.path, cut=cut) if part.size else None for part in intake.parts]
-            )
-            about = {
-                uid
-                for header in headers
-                if header
-                for uid in (header.sop_instance_uid, header.series_instance_uid, header.study_instance_uid)
-            }
-            if early := await exchange.suffer(about):
-                return early
-            kept = intake.understood
-            return self._registered(exchange, intake, headers if intake.understood else [])
-        finally:
-            intake.close() if kept else intake.discard()
-
-    def _registered(self, exchange: Exchange, intake: Intake, headers: list[Header | None]) -> Response:
-        now = time.time()
-        self._uploads += 1
-        rejected = self._settings.reject_unsupported_uploads and all(
-            header is None or header.usecase == NOT_IMPLEMENTED for header in headers
-        )
-        fault = exchange.fault
-        lost = 0
-        if isinstance(fault, LoseFiles):
-            lost = len(headers) if fault.count is None else fault.count
-        messages: dict[str, Any] = {}
-        counted: dict[str, set[str]] = {}
-        lines = []
-        for index, (part, header) in enumerate(zip(intake.parts, headers, strict=False)):
-            is_lost = index >= len(headers) - lost
-            created = False
-            if header is not None and not is_lost and not rejected:
-                created = self._register(header, part, now, licensed=not isinstance(fault, LicenseExpired))
-                counted.setdefault(header.series_instance_uid, set()).add(header.sop_instance_uid)
-            registered = header is not None and not is_lost and not rejected
-            lines.append(_received_line(part, header, now, self._uploads, intake.dialect, registered, created))
-            key = part.key if self._settings.message_keys is MessageKeys.FORM else f"file{index}"
-            if not is_lost:
-                messages[key] = _message(header, created=created, expired=isinstance(fault, LicenseExpired))
-            elif isinstance(fault, LoseFiles) and fault.acknowledged:
-                messages[key] = _message(header, created=True, expired=False)
-        with self._received.open("a", encoding="utf-8") as received:
-            received.writelines(lines)
-        if not any(headers):
-            return json_answer(answers.NO_FILES, 400)
-        if rejected:
-            return json_answer(answers.NOT_IMPLEMENTED, 400)
-        body = {
-            "message": "Success",
-            "status": "success",
-            "messages": messages,
-            "series_instance_uids": list(counted),
-            "detailed_info": [
-                {
-                    "SeriesInstanceUID": uid,
-                    "NumberOfSeriesRelatedInstances": self.service.store.held(uid)
-                    if self._settings.counts is Counting.HELD
-                    else len(sops),
-                }
-                for uid, sops in counted.items()
-            ],
-        }
-        if self._settings.answers is Answers.OLDER:
-            del body["status"], body["messages"]
-        return json_answer(body)
-
-    def _register(self, header: Header, part: Part, now: float, *, licensed: bool) -> bool:
-        created = self.service.store.register(header, part.number, now, self.service.quiet_seconds)
-        resource = self.service.store.by_sop(header.sop_instance_uid)
-        if not licensed and resource is not None:
-            resource.licensed = False
-        return created
+        return await self.uploads.take(exchange, self._refused(exchange.request))
 
     async def compute(self, request: Request) -> Response:
         """``GET /compute/{SeriesInstanceUID}``."""
@@ -320,68 +215,13 @@ class Emulator:
         resources = [found] if found else store.by_series(uid)
         return {uid, *(other for resource in resources for other in resource.uids)}
 
-    def received(self, uid: str | None) -> list[ReceivedFile]:
-        """List the files received.
-
-        Args:
-            uid: Only those of this study, series or image.
-
-        Returns:
-            The files, in order of arrival.
-        """
-        with self._received.open(encoding="utf-8") as lines:
-            files = [ReceivedFile.model_validate_json(line) for line in lines if uid is None or uid in line]
-        return [file for file in files if uid is None or uid in file.uids]
-
     def forget(self) -> None:
         """Start afresh: nothing held, planned, switched on or noted."""
         self.service.store.forget()
         self.service.plans.clear()
         self.faults.clear()
         self.noted.clear()
-        self._uploads = 0
-        self._received.write_text("")
-
-
-def _received_line(
-    part: Part, header: Header | None, now: float, upload: int, dialect: str, registered: bool, created: bool
-) -> str:
-    record = ReceivedFile.model_construct(
-        at=now,
-        request=upload,
-        number=part.number,
-        key=part.key,
-        file_name=part.file_name,
-        headers=part.headers,
-        dialect=dialect,
-        size=part.size,
-        sha256=part.sha256,
-        path=str(part.path),
-        study_instance_uid=header.study_instance_uid if header else "",
-        series_instance_uid=header.series_instance_uid if header else "",
-        sop_instance_uid=header.sop_instance_uid if header else "",
-        registered=registered,
-        created=created,
-    )
-    return record.model_dump_json() + "\n"
-
-
-def _message(header: Header | None, *, created: bool, expired: bool) -> answers.Json:
-    """One entry of ``messages``. What ``metadata`` holds is not stated anywhere."""
-    return {
-        "message": answers.REGISTERED if header else answers.NOT_DICOM,
-        "created": created,
-        "license_expired": expired,
-        "metadata": {
-            "PatientID": header.patient_id,
-            "StudyInstanceUID": header.study_instance_uid,
-            "SeriesInstanceUID": header.series_instance_uid,
-            "SOPInstanceUID": header.sop_instance_uid,
-            "Modality": header.modality,
-        }
-        if header
-        else {},
-    }
+        self.uploads.forget()
 
 
 def _refusal(status: int, code: str, message: str) -> Response:
@@ -411,88 +251,5 @@ def create_app(settings: EmulatorSettings, storage: Path) -> FastAPI:
         vendor += [Route(path, endpoint, methods=["GET"]), Route(f"{path}/", endpoint, methods=["GET"])]
     vendor.append(Route("/assets/{opaque}", emulator.asset, methods=["GET"]))
     app = FastAPI(routes=vendor, openapi_url=None, redirect_slashes=False)
-    _add_control(app, emulator)
+    app.include_router(control_routes(emulator))
     return app
-
-
-def _loopback_only(request: Request) -> None:
-    if request.client is None or not ipaddress.ip_address(request.client.host).is_loopback:
-        raise HTTPException(403, "The control API answers this machine only.")
-
-
-def _add_control(app: FastAPI, emulator: Emulator) -> None:
-    control = APIRouter(prefix="/_emulator", dependencies=[Depends(_loopback_only)])
-
-    @control.get("/settings")
-    def settings() -> dict[str, Any]:
-        return emulator.service.settings.model_dump(mode="json", exclude={"token", "source"})
-
-    @control.patch("/settings", status_code=204)
-    def configure(changes: dict[str, Any]) -> None:
-        if fixed := FIXED_AT_START & changes.keys():
-            raise HTTPException(422, f"Fixed at start: {', '.join(sorted(fixed))}")
-        try:
-            emulator.service.settings = EmulatorSettings.model_validate(
-                emulator.service.settings.model_dump() | changes
-            )
-        except ValidationError as error:
-            raise HTTPException(422, error.errors(include_url=False, include_context=False)) from error
-
-    @control.put("/plans/{uid}", status_code=204)
-    def put_plan(uid: str, plan: Plan) -> None:
-        emulator.service.plans[uid] = plan
-
-    @control.delete("/plans", status_code=204)
-    def delete_plans() -> None:
-        emulator.service.plans.clear()
-
-    @control.post("/faults", status_code=204)
-    def post_fault(fault: AnyFault) -> None:
-        emulator.faults.add(fault)
-
-    @control.get("/faults")
-    def faults() -> list[AnyFault]:
-        return emulator.faults.pending()
-
-    @control.delete("/faults", status_code=204)
-    def delete_faults() -> None:
-        emulator.faults.clear()
-
-    @control.get("/requests", response_model=list[RequestRecord])
-    def requests(kind: Kind | None = None, uid: str | None = None) -> list[RequestRecord]:
-        return [
-            record
-            for record in emulator.noted.records
-            if (kind is None or record.kind == kind) and (uid is None or record.uid == uid)
-        ]
-
-    @control.get("/count")
-    def count(kind: Kind, status: int | None = None, uid: str | None = None) -> int:
-        return sum(
-            times
-            for (of_kind, of_uid, of_status), times in emulator.noted.counts.items()
-            if of_kind == kind and status in {None, of_status} and uid in {None, of_uid}
-        )
-
-    @control.get("/peaks")
-    def peaks() -> dict[Kind, int]:
-        return dict(emulator.noted.peaks)
-
-    @control.delete("/requests", status_code=204)
-    def delete_requests() -> None:
-        emulator.noted.clear()
-
-    @control.get("/received")
-    def received(uid: str | None = None) -> list[ReceivedFile]:
-        return emulator.received(uid)
-
-    @control.get("/resources")
-    def resources(uid: str | None = None) -> list[ResourceState]:
-        service = emulator.service
-        return [service.state(resource) for resource in service.store.all() if uid is None or uid in resource.uids]
-
-    @control.delete("/everything", status_code=204)
-    def forget() -> None:
-        emulator.forget()
-
-    app.include_router(control)

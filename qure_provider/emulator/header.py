@@ -62,6 +62,11 @@ class Header:
     has_geometry: bool
 
     @property
+    def uids(self) -> tuple[str, str, str]:
+        """Its UIDs, from the image's to the study's."""
+        return self.sop_instance_uid, self.series_instance_uid, self.study_instance_uid
+
+    @property
     def is_xray(self) -> bool:
         """Whether results are by image."""
         return self.modality in XRAY_MODALITIES
