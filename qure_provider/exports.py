@@ -64,12 +64,16 @@ def _count_and_newest(folder: AnyPath) -> tuple[int, float]:
 
 
 def _local_times(folder: Path) -> Iterator[float]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _local_times(Path(entry.path))
-            else:
-                yield entry.stat(follow_symlinks=False).st_mtime
+    """Yield when each file was changed; what is renamed or removed while we look was changed now."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from _local_times(Path(entry.path))
+                else:
+                    yield entry.stat(follow_symlinks=False).st_mtime
+    except FileNotFoundError:
+        yield time.time()
 
 
 def _remote_times(folder: AnyPath) -> Iterator[float]:
