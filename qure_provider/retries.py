@@ -28,7 +28,7 @@ class StepIncompleteError(Exception):
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
         super().__init__(f"{step} failed for {len(failed)} of {of}: {shown}{more}")
         errors = [error for _, error in failed]
-        self.can_retry = any(not isinstance(error, QureRejectedError) for error in errors)
+        self.can_retry = any(not isinstance(error, QureRejectedError | QureSettingsError) for error in errors)
         waits = [error.retry_after for error in errors if isinstance(error, QureTransientError)]
         self.retry_after = max((wait for wait in waits if wait is not None), default=None)
 
@@ -46,7 +46,7 @@ class QureRetryPolicy(RetryPolicy):
         if isinstance(exception, (QureSettingsError, QureRejectedError, IdentityPolicyError)):
             return RetryDecision.fail(reason="no retry can help: see the message for what to change")
         if isinstance(exception, StepIncompleteError) and not exception.can_retry:
-            return RetryDecision.fail(reason="all that failed was refused for good")
+            return RetryDecision.fail(reason="no retry can help with what failed: see the message")
         if isinstance(exception, (QureTransientError, StepIncompleteError)) and exception.retry_after is not None:
             return RetryDecision.retry(
                 delay=timedelta(seconds=exception.retry_after), reason="the service said when to come back"
