@@ -23,7 +23,7 @@ def get_provider_info() -> dict[str, Any]:
                 "integration-name": "Qure.ai Platform API",
                 "python-modules": [
                     f"qure_provider.operators.{name}"
-                    for name in ("upload", "compute", "fetch", "plan", "collect", "summarize")
+                    for name in ("upload", "compute", "fetch", "plan", "collect", "redeliver", "summarize")
                 ],
             }
         ],
@@ -56,6 +56,7 @@ def get_provider_info() -> dict[str, Any]:
                 "conn-fields": _QURE_CONN_FIELDS,
             }
         ],
+        "cli": ["qure_provider.cli.get_qure_cli_commands"],
         "config": {"qure": {"description": "Settings of the Qure.ai provider.", "options": _CONFIG_OPTIONS}},
     }
 
