@@ -45,6 +45,7 @@ def test_a_wrong_source_is_403(client, path, source):
 def test_user_agent_is_required_unless_set_otherwise(client, control):
     nameless = {"User-Agent": SKIP_HEADER}
     assert client.get("/results/1.2.3", headers=nameless).status_code == 400
+    assert client.get("/results/v2/1.2.3", headers=nameless).headers["content-type"].startswith("text/plain")
     control.configure(require_user_agent=False)
     assert client.get("/results/1.2.3", headers=nameless).status_code == 404
 

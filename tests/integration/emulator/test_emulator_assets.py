@@ -233,6 +233,12 @@ def test_a_file_url_cannot_be_altered(client):
         assert client.file(other).status_code == 403
 
 
+def test_a_file_of_a_result_that_is_gone_is_404(client, control):
+    url = _files(client, an_xray())["sc"][0]
+    control.forget_everything()
+    assert client.file(url).status_code == 404
+
+
 def test_a_file_url_says_nothing_of_what_it_gives(client):
     url = _files(client, an_xray())["report_pdf"][0]
     answer = client.file(url)

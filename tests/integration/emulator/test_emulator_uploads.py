@@ -95,12 +95,21 @@ def test_what_is_no_dicom_is_said_of_that_file_alone(client, emulator, control):
     assert [file.registered for file in control.received()] == [True, False, False]
 
 
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"])
+def test_dicom_without_its_uids_is_not_registered(client, keyword):
+    xray = an_xray()
+    setattr(xray.datasets[0], keyword, "")
+    assert client.upload(xray).json() == {"message": "No DICOM files were uploaded!"}
+
+
 @pytest.mark.parametrize(
     ("data", "content_type"),
     [
         (b"", "multipart/form-data; boundary=x"),
         (b"--x--\r\n", "multipart/form-data; boundary=x"),
         (b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nhalf', "multipart/form-data; boundary=x"),
+        (b"--x\r\nno header\r\n\r\ntext\r\n--x--\r\n", "multipart/form-data; boundary=x"),
+        (b"anything", "multipart/form-data; boundary=x"),
         (b"anything", "multipart/form-data"),
         (b"anything", "application/json"),
         (
