@@ -61,8 +61,7 @@ class EmulatorSettings(BaseModel):
         require_user_agent: Whether a request without User-Agent is answered 400 (vendor: "errors may follow").
         answers: Which generation of answers is given.
         max_request_bytes: Largest request body on the wire; a larger one is answered 413. The older documentation asks
-            for at most 100 MB and names no status; 413 in HTML is what the nginx in front of the on-premises service
-            says.
+            for at most 100 MB and names no status; 413 in HTML is a guess: what an nginx in front would say.
         processing_seconds: From upload (X-ray) or compute (CT) to the result.
         stability: Whether a CT series is computed without being asked, once nothing was added for
             ``stability_seconds``.
