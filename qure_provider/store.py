@@ -90,7 +90,7 @@ class Store:
 
     def write_json(self, relative: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file."""
-        self.write_text(relative, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+        self.write_text(relative, json.dumps(value, indent=1) + "\n")
 
     def write_text(self, relative: str, text: str) -> None:
         """Write a text file."""

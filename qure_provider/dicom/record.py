@@ -38,10 +38,12 @@ _IMAGE_TYPE, _BODY_PART, _STATION, _STUDY_DESCRIPTION, _SERIES_DESCRIPTION, _PRO
 _AGE, _BIRTH_DATE, _STUDY_DATE, _THICKNESS, _KERNEL, _CONTRAST, _ORIENTATION, _FRAME_OF_REFERENCE = (
     *(0x00101010, 0x00100030, 0x00080020, 0x00180050, 0x00181210, 0x00180010, 0x00200037, 0x00200052),
 )
+_STUDY_TIME, _STUDY_ID, _REFERRING, _PLACER, _FILLER = 0x00080030, 0x00200010, 0x00080090, 0x00402016, 0x00402017
 _ROWS, _COLUMNS, _SPACING = 0x00280010, 0x00280011, 0x00280030
 _ATTRIBUTES = (
     *(CHARACTER_SET, _IMAGE_TYPE, _BODY_PART, _STATION, _STUDY_DESCRIPTION, _SERIES_DESCRIPTION, _PROTOCOL, _AGE),
     *(_BIRTH_DATE, _STUDY_DATE, _THICKNESS, _KERNEL, _CONTRAST, _ORIENTATION, _FRAME_OF_REFERENCE),
+    *(_STUDY_TIME, _STUDY_ID, _REFERRING, _PLACER, _FILLER),
 )
 _PIXEL_DESCRIPTION = (_ROWS, _COLUMNS, _SPACING, 0x00280100, 0x00280002, 0x00280008, 0x00280004)
 
@@ -81,6 +83,11 @@ class Attributes:
     contrast_agent: str
     is_axial: bool | None
     frame_of_reference_uid: str
+    study_time: str
+    study_id: str
+    referring_physician: str
+    placer_order_number: str
+    filler_order_number: str
 
 
 @dataclass(slots=True)
@@ -205,6 +212,8 @@ def _attributes(values: tuple[bytes | None, ...]) -> tuple[Attributes, bool]:
         for tag in (_STATION, _STUDY_DESCRIPTION, _SERIES_DESCRIPTION, _PROTOCOL, _KERNEL, _CONTRAST)
     ]
     station, study_description, series_description, protocol, kernel, contrast = texts
+    orders = [decode(value[tag]).strip() for tag in (_STUDY_ID, _REFERRING, _PLACER, _FILLER)]
+    study_id, referring_physician, placer, filler = orders
     study_date = plain(value[_STUDY_DATE])
     attributes = Attributes(
         study_date=study_date,
@@ -220,8 +229,13 @@ def _attributes(values: tuple[bytes | None, ...]) -> tuple[Attributes, bool]:
         contrast_agent=contrast,
         is_axial=_is_axial(_decimals(value[_ORIENTATION])),
         frame_of_reference_uid=plain(value[_FRAME_OF_REFERENCE]),
+        study_time=plain(value[_STUDY_TIME]),
+        study_id=study_id,
+        referring_physician=referring_physician.rstrip("="),
+        placer_order_number=placer,
+        filler_order_number=filler,
     )
-    return attributes, known and not any("\ufffd" in text for text in texts)
+    return attributes, known and not any("\ufffd" in text for text in (*texts, *orders))
 
 
 def _decoder(charset: bytes) -> tuple[Callable[[bytes], str], bool]:

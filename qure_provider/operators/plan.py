@@ -71,8 +71,8 @@ class QurePlanOperator(QureOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if max_batches is not None and max_batches < 1:
-            raise ValueError("max_batches must be 1 or more")
+        if max_batches is not None and max_batches < 2:
+            raise ValueError("max_batches must be 2 or more: X-ray and CT travel apart")
         if wait_seconds <= 0:
             raise ValueError("wait_seconds must be more than 0")
         if isinstance(selection, Mapping):
@@ -248,8 +248,7 @@ def _write_passed_over(store: Store, run: RunRow, passed_over: list[PassedOver])
                 "reason": item.reason,
                 "size": item.size,
                 "series_instance_uid": item.series_instance_uid,
-            },
-            ensure_ascii=False,
+            }
         )
         for item in passed_over
     )
