@@ -34,6 +34,17 @@ down: $(READY)  ## stop what 'make up' left running
 test: $(READY)  ## all tests that need no system package
 	$(BIN)/python -m pytest -n 2 -m 'not system' --cov --cov-report=term:skip-covered --cov-fail-under=90
 
+OLDEST := build/oldest
+$(OLDEST)/.ready: $(READY) constraints-oldest.txt
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDEST)
+	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python --constraint constraints-oldest.txt \
+	  --build-constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+.PHONY: test-oldest
+test-oldest: $(OLDEST)/.ready  ## the unit tests on the oldest Airflow that is promised
+	$(OLDEST)/bin/python -m pytest -n 2 -m 'not system' tests/unit
+
 .PHONY: test-system
 test-system: $(READY)  ## the tests against real servers: Orthanc, dcmtk, PostgreSQL, a browser, Airflow's components
 	$(BIN)/python -m pytest -m system
@@ -49,10 +60,12 @@ format: $(READY)  ## mend the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header
+
 .PHONY: constraints
-constraints:  ## compile constraints.txt anew
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header \
-	  --all-extras pyproject.toml --output-file constraints.txt
+constraints:  ## compile the constraints anew
+	$(COMPILE) --all-extras pyproject.toml --output-file constraints.txt
+	echo 'apache-airflow==3.3.0' | $(COMPILE) --extra test pyproject.toml - --output-file constraints-oldest.txt
 
 .PHONY: clean
 clean:  ## remove what was built

@@ -63,15 +63,18 @@ class Assembler:
         rows = [newest[resource_id] for resource_id in delivery.resource_ids if resource_id in newest]
         if len(rows) != len(delivery.resource_ids):
             raise HeldError("the images were sent again since; their newer result takes its place")
-        withdrawn = delivery.kind is ParcelKind.WITHDRAWAL
-        checked = [self._check(row, number) for number, row in enumerate(rows)]
+        is_withdrawal = delivery.kind is ParcelKind.WITHDRAWAL
+        checked = [self._check(row, number, is_withdrawal=is_withdrawal) for number, row in enumerate(rows)]
         simulated = any(item.is_simulated for item in checked)
-        if delivery.subject in {row.uid for row in rows}:
-            return Assembled(self._objects(delivery, rows[0], checked[0], withdrawn=withdrawn), simulated)
-        return Assembled(ReportParcel(self._report(delivery, rows, checked), withdrawn), simulated)
+        if delivery.subject not in {row.uid for row in rows}:
+            return Assembled(ReportParcel(self._report(delivery, rows, checked), is_withdrawal), simulated)
+        if is_withdrawal:
+            return Assembled(self._withdrawn_objects(delivery, rows[0]), simulated)
+        return Assembled(self._objects(delivery, rows[0], checked[0]), simulated)
 
-    def _check(self, row: ResourceRow, number: int) -> _Checked:
-        if row.doubt:
+    def _check(self, row: ResourceRow, number: int, *, is_withdrawal: bool) -> _Checked:
+        """Check that a result is the right patient's; what is taken back went out before, so it is not held."""
+        if row.doubt and not is_withdrawal:
             raise HeldError(row.doubt)
         result = ready_result(self._store, row)
         folder = self._scratch / f"fetched-{number}"
@@ -80,11 +83,22 @@ class Assembler:
         objects = [path for asset, path in files if asset.media == Media.DICOM.value]
         sent = self._ledger.sent_instances(row.identity.study_instance_uid)
         contradiction = verify_objects(objects, row.identity, sent)
-        if contradiction:
+        if contradiction and not is_withdrawal:
             raise HeldError(contradiction)
         return _Checked(row, result, files, any(is_simulated(path) for path in objects) or _says_simulated(result))
 
-    def _objects(self, delivery: DeliveryRow, row: ResourceRow, checked: _Checked, *, withdrawn: bool) -> ObjectsParcel:
+    def _withdrawn_objects(self, delivery: DeliveryRow, row: ResourceRow) -> ObjectsParcel:
+        receipts = self._ledger.deliveries.receipts(ParcelKind.OBJECTS, delivery.subject, delivery.destination)
+        return ObjectsParcel(
+            identity=row.identity,
+            facts=row.facts,
+            files=(),
+            sop_instance_uids=frozenset(uid for receipt in receipts for uid in receipt.get("sop_instance_uids", ())),
+            folder=row.store_path or "",
+            withdrawn=True,
+        )
+
+    def _objects(self, delivery: DeliveryRow, row: ResourceRow, checked: _Checked) -> ObjectsParcel:
         arrived = {
             digest
             for receipt in self._ledger.deliveries.earlier_receipts(delivery)
@@ -93,7 +107,7 @@ class Assembler:
         wanted = [
             (asset, path)
             for asset, path in checked.files
-            if (not delivery.sends or asset.kind in delivery.sends) and (withdrawn or asset.sha256 not in arrived)
+            if (not delivery.sends or asset.kind in delivery.sends) and asset.sha256 not in arrived
         ]
         folder = self._scratch / "completed"
         folder.mkdir()
@@ -105,7 +119,6 @@ class Assembler:
             files=tuple((asset, completed.paths.get(path, path)) for asset, path in wanted),
             sop_instance_uids=frozenset(completed.sop_instance_uids),
             folder=row.store_path or "",
-            withdrawn=withdrawn,
         )
 
     def _report(self, delivery: DeliveryRow, rows: Sequence[ResourceRow], checked: Sequence[_Checked]) -> StudyReport:

@@ -43,6 +43,10 @@ class DeliveryState(StrEnum):
     NOT_WANTED = "not wanted"
 
 
+OPEN_STATES = (DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.IN_DOUBT, DeliveryState.HELD)
+"""The states that something is still to become of."""
+
+
 class Event(StrEnum):
     """The closed list of what is worth remembering, append only."""
 
@@ -50,7 +54,6 @@ class Event(StrEnum):
     DELIVERED = "delivered"
     DEAD = "dead"
     SUPERSEDED = "superseded"
-    RELEASED = "released"
     WITHDRAWN = "withdrawn"
 
 
@@ -355,10 +358,81 @@ class Deliveries:
                 counted.setdefault(destination, {})[state] = number
         return counted
 
-    def remember(self, event: Event, study_instance_uid: str, subject: str, **detail: Any) -> None:
-        """Append an event."""
+    def delivered_since(self, since: float, *, study_instance_uid: str = "", product: str = "") -> list[DeliveryRow]:
+        """Return what was delivered since a time, not counting withdrawals.
+
+        Args:
+            since: Seconds since the epoch.
+            study_instance_uid: Only of this study.
+            product: Only by this product.
+        """
+        condition = and_(
+            deliveries.c.state == DeliveryState.DELIVERED.value,
+            deliveries.c.delivered_at >= since,
+            parcels.c.kind != ParcelKind.WITHDRAWAL.value,
+        )
+        if study_instance_uid:
+            condition = and_(condition, parcels.c.study_instance_uid == study_instance_uid)
+        if product:
+            condition = and_(condition, parcels.c.product == product)
+        return self._select(condition)
+
+    def withdraw(self, delivery: DeliveryRow, *, by: str, why: str) -> None:
+        """Owe a destination the withdrawal of what it was delivered, and send nothing more of it.
+
+        Args:
+            delivery: What was delivered.
+            by: Who takes it back.
+            why: Why.
+        """
+        parcel = NewParcel(
+            kind=ParcelKind.WITHDRAWAL,
+            subject=delivery.subject,
+            digest=delivery.digest,
+            study_instance_uid=delivery.study_instance_uid,
+            product=delivery.product,
+            resource_ids=delivery.resource_ids,
+            urgent=True,
+        )
+        self.enqueue(None, parcel, [Wanted(delivery.destination, delivery.sends)])
         with self._engine.begin() as connection:
-            _remember(connection, event, study_instance_uid, subject, **detail)
+            unsent = (
+                select(deliveries.c.id)
+                .join(parcels, parcels.c.id == deliveries.c.parcel_id)
+                .where(
+                    parcels.c.kind == delivery.kind.value,
+                    parcels.c.subject == delivery.subject,
+                    deliveries.c.destination == delivery.destination,
+                    deliveries.c.state.in_([DeliveryState.WAITING.value, DeliveryState.HELD.value]),
+                )
+            )
+            ids = list(connection.scalars(unsent))
+            _set(connection, ids, state=DeliveryState.SUPERSEDED, reason="it was withdrawn")
+            _remember(
+                connection,
+                Event.WITHDRAWN,
+                delivery.study_instance_uid,
+                delivery.subject,
+                destination=delivery.destination,
+                by=by,
+                why=why,
+            )
+
+    def receipts(self, kind: ParcelKind, subject: str, destination: str) -> list[Mapping[str, Any]]:
+        """Return the receipts of every revision of a parcel at a destination."""
+        condition = and_(
+            parcels.c.kind == kind.value,
+            parcels.c.subject == subject,
+            deliveries.c.destination == destination,
+            deliveries.c.state == DeliveryState.DELIVERED.value,
+        )
+        return [row.receipt for row in self._select(condition)]
+
+    def events_of_study(self, study_instance_uid: str) -> list[dict[str, Any]]:
+        """Return what happened to a study, oldest first."""
+        query = select(events).where(events.c.study_instance_uid == study_instance_uid).order_by(events.c.id)
+        with self._engine.begin() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
 
     def _select(self, condition: Any) -> list[DeliveryRow]:
         query = (

@@ -17,8 +17,18 @@ from sqlalchemy.dialects import postgresql, sqlite
 from qure_provider.api.model import Meaning, Outcome, ResourceRef, ResultAnswer, Route
 from qure_provider.dicom.model import Identity, SelectedSeries, Series, StudyFacts
 from qure_provider.ledger.database import LedgerError, is_current, migrate, open_engine
-from qure_provider.ledger.deliveries import Deliveries
-from qure_provider.ledger.schema import acknowledged, alerts, batches, planned, resources, runs, studies
+from qure_provider.ledger.deliveries import OPEN_STATES, Deliveries
+from qure_provider.ledger.schema import (
+    acknowledged,
+    alerts,
+    batches,
+    deliveries,
+    parcels,
+    planned,
+    resources,
+    runs,
+    studies,
+)
 
 _CHUNK = 500
 _REPLANNED = "This night was planned anew since; the batch is no more."
@@ -269,6 +279,59 @@ class Ledger:
             return None
         middle = len(counts) // 2
         return float(counts[middle]) if len(counts) % 2 else (counts[middle - 1] + counts[middle]) / 2
+
+    def runs_of_night(self, night: str) -> list[RunRow]:
+        """Return the runs for a night, oldest first."""
+        with self._engine.begin() as connection:
+            query = select(runs).where(runs.c.night == night).order_by(runs.c.id)
+            return [_run_row(row) for row in connection.execute(query).mappings()]
+
+    def all_runs(self) -> list[RunRow]:
+        """Return every run, oldest first."""
+        with self._engine.begin() as connection:
+            return [_run_row(row) for row in connection.execute(select(runs).order_by(runs.c.id)).mappings()]
+
+    def prune(self, before: float) -> dict[str, int]:
+        """Forget runs that finished before a time, and resources that no run and no open delivery speaks of any more.
+
+        Args:
+            before: Seconds since the epoch.
+
+        Returns:
+            How many runs, resources and studies were forgotten.
+        """
+        is_owed = deliveries.c.state.in_([state.value for state in OPEN_STATES])
+        with self._engine.begin() as connection:
+            old = list(connection.scalars(select(runs.c.id).where(runs.c.finished_at < before)))
+            owed_runs = set(connection.scalars(select(deliveries.c.run_id).where(is_owed)))
+            gone_runs = [run_id for run_id in old if run_id not in owed_runs]
+            for chunk in _chunks(gone_runs):
+                connection.execute(planned.delete().where(planned.c.run_id.in_(chunk)))
+                connection.execute(batches.delete().where(batches.c.run_id.in_(chunk)))
+                connection.execute(runs.delete().where(runs.c.id.in_(chunk)))
+            owed_studies = (
+                select(parcels.c.study_instance_uid)
+                .join(deliveries, deliveries.c.parcel_id == parcels.c.id)
+                .where(is_owed)
+            )
+            gone = list(
+                connection.scalars(
+                    select(resources.c.id)
+                    .join(studies, studies.c.id == resources.c.study_id)
+                    .where(
+                        resources.c.updated_at < before,
+                        resources.c.id.not_in(select(planned.c.resource_id)),
+                        studies.c.study_instance_uid.not_in(owed_studies),
+                    )
+                )
+            )
+            for some in _chunks(gone):
+                connection.execute(acknowledged.delete().where(acknowledged.c.resource_id.in_(some)))
+                connection.execute(alerts.delete().where(alerts.c.resource_id.in_(some)))
+                connection.execute(resources.delete().where(resources.c.id.in_(some)))
+            orphans = studies.c.id.not_in(select(resources.c.study_id))
+            gone_studies = connection.execute(studies.delete().where(orphans)).rowcount
+        return {"runs": len(gone_runs), "resources": len(gone), "studies": gone_studies}
 
     # Planning
 
