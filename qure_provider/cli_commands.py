@@ -1,0 +1,162 @@
+"""What the ``airflow qure`` commands do."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import time
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import pendulum
+
+from qure_provider import settings
+from qure_provider.delivery.courier import Courier
+from qure_provider.ledger.deliveries import DeliveryRow
+from qure_provider.ledger.ledger import Ledger, ResourceRow
+from qure_provider.reports.result import Result
+from qure_provider.store import Store, ledger_url
+
+DELIVER_SECONDS = 300.0
+
+
+def study(args: Namespace) -> None:
+    """Print everything that is known of a study, as JSON."""
+    with _open(args) as (_, ledger):
+        rows = ledger.rows_of_study(args.study_instance_uid)
+        if not rows:
+            raise SystemExit("The ledger knows no such study.")
+        _print(
+            {
+                "identity": asdict(rows[0].identity),
+                "study_ref": settings.short_ref(args.study_instance_uid),
+                "resources": [asdict(row) for row in rows],
+                "deliveries": [asdict(row) for row in ledger.deliveries.of_study(args.study_instance_uid)],
+                "events": ledger.deliveries.events_of_study(args.study_instance_uid),
+            }
+        )
+
+
+def night(args: Namespace) -> None:
+    """Print what became of a night, as JSON, without names."""
+    with _open(args) as (_, ledger):
+        runs = ledger.runs_of_night(args.night)
+        if not runs:
+            raise SystemExit("The ledger knows no such night.")
+        _print(
+            [
+                {
+                    **asdict(run),
+                    "outcomes": Counter(row.outcome.value if row.outcome else "none" for row in rows),
+                    "deliveries": ledger.deliveries.counts(run.id),
+                    "needs_somebody": [
+                        _shown(row) for row in ledger.deliveries.of_run(run.id) if row.state.value in {"held", "dead"}
+                    ],
+                }
+                for run in runs
+                for rows in [ledger.rows_of_run(run.id)]
+            ]
+        )
+
+
+def export(args: Namespace) -> None:
+    """Print every resource of every night, as JSON or CSV, without names."""
+    with _open(args) as (_, ledger):
+        rows = [_flat(run.night, row) for run in ledger.all_runs() for row in ledger.rows_of_run(run.id)]
+    if args.format == "json":
+        _print(rows)
+        return
+    writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]) if rows else ["night"])
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def prune(args: Namespace) -> None:
+    """Forget finished nights."""
+    if args.older_than_days < 1:
+        raise SystemExit("--older-than-days must be 1 or more")
+    with _open(args) as (_, ledger):
+        _print(ledger.prune(time.time() - args.older_than_days * 86_400))
+
+
+def withdraw(args: Namespace) -> None:
+    """Take delivered results back, and record who did and why."""
+    if not (args.study or args.product or args.model or args.since):
+        raise SystemExit("Say what to withdraw: --study, --product, --model or --since.")
+    since = pendulum.from_format(args.since, "YYYY-MM-DD", tz=settings.timezone()).timestamp() if args.since else 0.0
+    with _open(args) as (store, ledger):
+        found = [
+            row
+            for row in ledger.deliveries.delivered_since(since, study_instance_uid=args.study, product=args.product)
+            if not args.model or args.model in _models(store, ledger, row)
+        ]
+        shown = [_shown(row) for row in found]
+        if not args.yes:
+            _print({"would_withdraw": shown, "note": "nothing was done: add --yes"})
+            return
+        for row in found:
+            ledger.deliveries.withdraw(row, by=args.by, why=args.why)
+        destinations = sorted({row.destination for row in found})
+        troubles = Courier(store, ledger, "cli").deliver(destinations, seconds=DELIVER_SECONDS, even_if_not_due=True)
+        _print(
+            {
+                "withdrawn": shown,
+                "troubles": [
+                    {**_shown(item.delivery), "state": item.state, "reason": item.reason} for item in troubles
+                ],
+                "still_owed_to": ledger.deliveries.destinations_owed(),
+            }
+        )
+
+
+@contextmanager
+def _open(args: Namespace) -> Iterator[tuple[Store, Ledger]]:
+    root = args.store_root or settings.store_root()
+    with Ledger.open(ledger_url(root)) as ledger:
+        yield Store(root), ledger
+
+
+def _models(store: Store, ledger: Ledger, delivery: DeliveryRow) -> set[str]:
+    rows = [row for row in ledger.rows_of_study(delivery.study_instance_uid) if row.id in delivery.resource_ids]
+    results = [Result.from_json(store.read_json(f"{row.store_path}/result.json")) for row in rows if row.store_path]
+    return {result.model_version for result in results if result.model_version}
+
+
+def _shown(row: DeliveryRow) -> dict[str, Any]:
+    return {
+        "study": settings.short_ref(row.study_instance_uid),
+        "kind": row.kind.value,
+        "product": row.product,
+        "revision": row.revision,
+        "destination": row.destination,
+        "state": row.state.value,
+        "reason": row.reason,
+    }
+
+
+def _flat(night_name: str, row: ResourceRow) -> dict[str, Any]:
+    return {
+        "night": night_name,
+        "study": settings.short_ref(row.identity.study_instance_uid),
+        "resource": settings.short_ref(row.uid),
+        "route": row.route.value,
+        "revision": row.revision,
+        "modality": row.modality,
+        "product": row.usecase or "",
+        "outcome": row.outcome.value if row.outcome else "",
+        "triage": row.triage or "",
+        "meaning": row.meaning.value,
+        "uploaded_at": row.uploaded_at,
+        "computed_at": row.computed_at,
+        "ready_at": row.ready_at,
+    }
+
+
+def _print(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=1, ensure_ascii=False, default=str)
+    sys.stdout.write("\n")
