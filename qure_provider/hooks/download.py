@@ -81,6 +81,7 @@ class Downloader:
             ExpiredUrlError: The address is no longer good.
             QureTransientError: It did not arrive whole; try again.
             QureRejectedError: It is too large, or its address is one that we do not ask.
+            QureSettingsError: The host's certificate does not verify, or a proxy wants credentials.
             OSError: It could not be written.
         """
         with failures_named("Download"):

@@ -57,7 +57,6 @@ def network_error(what: str, error: BaseException) -> QureError:
         The error, to be raised ``from None``.
     """
     causes = list(_causes(error))
-    names = {type(cause).__name__ for cause in causes}
     codes = [getattr(cause, "verify_code", 0) for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)]
     if codes:
         problem = _CERTIFICATE_PROBLEMS.get(max(codes), "could not be verified")
@@ -76,13 +75,13 @@ def network_error(what: str, error: BaseException) -> QureError:
             return QureSettingsError(
                 f"{what} failed: a proxy wants credentials. Put them into the connection's proxy addresses."
             )
-    if names & _UNUSABLE_URL:
-        return QureSettingsError(f"{what} failed: the address cannot be used. Check the connection's base URL.")
     return QureTransientError(f"{what} failed: {_reason(causes)}.")
 
 
 def _reason(causes: list[BaseException]) -> str:
     names = [type(cause).__name__ for cause in causes]
+    if not _UNUSABLE_URL.isdisjoint(names):
+        return "it was sent to an address that cannot be used"
     where = "the proxy" if any("Proxy" in name for name in names) else "the service"
     if any(isinstance(cause, socket.gaierror) for cause in causes) or "ClientConnectorDNSError" in names:
         return f"the host name of {where} could not be resolved"

@@ -187,6 +187,7 @@ class QureHook(BaseHook):
             ExpiredUrlError: The address is no longer good: ask for the result again.
             QureTransientError: It did not arrive whole.
             QureRejectedError: It is too large, or its address is one that we do not ask.
+            QureSettingsError: The host's certificate does not verify, or a proxy wants credentials.
             OSError: It could not be written.
         """
         if self._anonymous is None:

@@ -150,6 +150,15 @@ def test_redirects_are_bounded(wire, connect, target):
     assert len(wire.requests) == 4
 
 
+def test_an_address_that_cannot_be_used_harms_only_its_file(wire, connect, target):
+    connect(wire.url)
+
+    with QureHook() as hook:
+        for url in (f"http://{'a' * 70}.example/x", "http://*.example/x", "http:///x", "mailto:x", ""):
+            with pytest.raises((QureRejectedError, QureTransientError)):
+                hook.download(url, target)
+
+
 @pytest.mark.parametrize("location", ["ftp://127.0.0.1/x", "file:///etc/passwd", "https://[bad"])
 def test_redirects_to_what_is_no_web_address_are_refused(wire, connect, target, location):
     wire.answer = lambda handler: handler.reply(302, Location=location)

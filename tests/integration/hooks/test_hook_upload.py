@@ -3,9 +3,11 @@
 import hashlib
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from airflow.sdk import ObjectStoragePath
 
 from qure_provider.api.errors import QureRejectedError, QureSettingsError, QureTransientError
 from qure_provider.emulator.model import Answer, At, Kind, LicenseExpired, LoseFiles, Reset, Truncate
@@ -280,6 +282,18 @@ def test_a_file_that_changed_since_it_was_listed_is_left_out_and_the_rest_is_sen
     assert report.acknowledged == (files[3],)
     assert {failure.file for failure in report.failed} == set(files[:3])
     assert set(received(emulator)) == {files[3].sop_instance_uid}
+
+
+def test_files_on_object_storage_are_sent_from_there(emulator, hook, exports):
+    files = exports.series(2)
+    stored = [replace(file, path=ObjectStoragePath(f"file://{file.path}")) for file in files]
+    # as where the header was replaced: all but the preamble comes from the file
+    cut = replace(stored[1], header=Path(files[1].path).read_bytes()[:128], offset=128)
+
+    report = hook.upload([stored[0], cut])
+
+    assert len(report.acknowledged) == 2
+    assert_all_arrived(emulator, replace(report, acknowledged=tuple(files)), files)
 
 
 def test_progress_survives_what_ends_the_upload(emulator, reconnect, exports):
