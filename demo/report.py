@@ -131,7 +131,7 @@ def make_rows(facts: ExportFacts, results: Sequence[StoredResult], store: Path, 
                 product=content["usecase"] or "not stated",
                 triage=content["triage"] or "not stated",
                 meaning=content["meaning"],
-                impression=report["impression"] or next(iter(report["lines"]), "no inline report"),
+                impression=report["impression"] or " ".join(report["lines"]) or "no inline report",
                 written=", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items())),
                 where=where,
             )

@@ -34,6 +34,12 @@ def left_running(build):
     return found
 
 
+def told_by_airflow(build):
+    """Everything that Airflow's logs and its metadata database hold, by file."""
+    files = [path for folder in ("logs", "airflow") for path in (build / folder).rglob("*") if path.is_file()]
+    return {path: path.read_bytes() for path in files}
+
+
 @pytest.fixture
 def build(tmp_path):
     build = tmp_path / "build"
@@ -72,6 +78,19 @@ def test_a_night_of_real_images_goes_in_and_every_report_comes_out(build):
     assert (again.returncode, "make down" in again.stderr) == (2, True)
     subprocess.run(command(build, "--stop"), cwd=ROOT, check=True, timeout=60)
     assert left_running(build) == []
+    told = told_by_airflow(build)
+    assert any(b"process_export.plan" in content for content in told.values())
+    for secret in (
+        b"SIM-0",
+        b"SIMULATED^",
+        b"SIM260115",
+        b"2.25.",
+        b"CR000001",
+        b"IM_0001",
+        b"truncated.dcm",
+        b"/assets/",
+    ):
+        assert [path for path, content in told.items() if secret in content] == [], secret
     with pytest.raises(requests.ConnectionError):
         requests.get(ui, timeout=5)
 
