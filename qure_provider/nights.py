@@ -8,6 +8,9 @@ from typing import Any
 
 import pendulum
 
+MAX_NAME = 120
+"""How many characters of a name become part of a path."""
+
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -34,7 +37,7 @@ def night_of(context: Mapping[str, Any], timezone: str) -> str:
 def safe_name(text: str) -> str:
     """Return the text as one harmless path component: letters, digits, dot, dash and underscore."""
     name = _UNSAFE.sub("_", text).strip(".")
-    return name[:120] or "_"
+    return name[:MAX_NAME] or "_"
 
 
 def in_night(template: str, night: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from airflow.sdk.definitions.context import Context
 
 from qure_provider import settings
 from qure_provider.ledger.batch_ref import BatchRef
-from qure_provider.nights import in_night, night_of, safe_name
+from qure_provider.nights import MAX_NAME, in_night, night_of, safe_name
 from qure_provider.operators.base import QureOperator
 from qure_provider.operators.work import manifest_content
 
@@ -189,8 +190,10 @@ class QurePlanOperator(QureOperator):
 
 def run_folder(night: str, dag_id: str, run_id: str, group_id: str) -> str:
     """Return where a run's own files lie, relative to the store's root."""
-    parts = [dag_id, run_id, *([group_id] if group_id else [])]
-    return f"runs/{safe_name(night)}/{safe_name('__'.join(parts))}"
+    name = "__".join([dag_id, run_id, *([group_id] if group_id else [])])
+    is_cut = len(name) > MAX_NAME
+    digest = f"-{hashlib.sha256(name.encode()).hexdigest()[:12]}" if is_cut else ""
+    return f"runs/{safe_name(night)}/{safe_name(name)}{digest}"
 
 
 def _owed(
