@@ -35,8 +35,8 @@ class NightUnresolvedError(Exception):
 class QureSummarizeOperator(QureOperator):
     """Write ``summary.json`` and ``index.html`` for the run, and fail if anything is unresolved.
 
-    It fails where the sums are off, a resource has no answer, an alert never got through, the night was empty or
-    brought far fewer series than usual. The message names each by its pseudonym.
+    It fails where the sums are off, a resource has no answer or one in doubt, an alert never got through, the night was
+    empty or brought far fewer series than usual. The message names each by its pseudonym.
 
     Args:
         run_group: The task group whose plan is summarized.
@@ -158,13 +158,13 @@ class QureSummarizeOperator(QureOperator):
             problems.append("The night is empty: no series was selected. Did the PACS export anything?")
         elif usual and series < self.least_share_of_usual * usual:
             problems.append(f"Far fewer series than usual: {series}, where the median is {usual:g}.")
-        unresolved = [row for row in rows if not row.is_resolved]
+        unresolved = [row for row in rows if not row.is_resolved or row.doubt]
         problems += [
-            f"Study {row.study}, resource {row.resource}: {row.outcome}. {row.reason}".rstrip()
+            f"Study {row.study}, resource {row.resource}: {row.outcome}. {row.reason or row.doubt}".rstrip()
             for row in unresolved[:_NAMED]
         ]
         if len(unresolved) > _NAMED:
-            problems.append(f"And {len(unresolved) - _NAMED} more without an answer: see summary.json.")
+            problems.append(f"And {len(unresolved) - _NAMED} more that are open or in doubt: see summary.json.")
         for destination, states in deliveries.items():
             owed = {state: number for state, number in states.items() if state in _NOT_DELIVERED}
             if owed:
