@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -31,7 +31,48 @@ AddressCheck = Callable[[str], None]
 _quiet: ContextVar[bool] = ContextVar("qure_quiet", default=False)
 
 
-class Session(requests.Session):
+class Line(Protocol):
+    """What of a connection says how anybody is reached over it."""
+
+    @property
+    def connect_timeout(self) -> float:
+        """Seconds to wait for a connection."""
+
+    @property
+    def read_timeout(self) -> float:
+        """Seconds without a single byte, in either direction, after which a request is given up."""
+
+    @property
+    def trust(self) -> str | bool:
+        """The certificate authorities to trust: a path, or False where nothing is checked."""
+
+    def proxy_for(self, url: str) -> str | None:
+        """Tell through which proxy a URL is asked for; None for none."""
+
+
+class LineSession(requests.Session):
+    """A session that goes by a connection's timeouts, trust and proxies, and keeps nothing.
+
+    Args:
+        line: How to reach others.
+        operator: Named in the User-Agent; may be empty.
+        parallel: Requests under way at once.
+        check_address: Called for each new connection that goes through no proxy.
+    """
+
+    def __init__(
+        self, line: Line, *, operator: str = "", parallel: int = 1, check_address: AddressCheck | None = None
+    ) -> None:
+        super().__init__()
+        self.headers["User-Agent"] = user_agent(operator)
+        self.trust_env = False  # what the environment says comes through the connection; a .netrc must not
+        self.cookies = _NoCookies()
+        adapter = _Adapter(line, parallel, check_address)
+        self.mount("https://", adapter)
+        self.mount("http://", adapter)
+
+
+class Session(LineSession):
     """A session that shows its credentials to one origin only.
 
     Args:
@@ -49,16 +90,11 @@ class Session(requests.Session):
         with_credentials: bool = True,
         check_address: AddressCheck | None = None,
     ) -> None:
-        super().__init__()
+        parallel = connection.parallel_uploads + 1
+        super().__init__(connection, operator=operator, parallel=parallel, check_address=check_address)
         self._credentials = credentials(connection) if with_credentials else {}
         self._origin = origin(connection.base_url)
-        self.headers["User-Agent"] = user_agent(operator)
-        self.trust_env = False  # what the environment says comes through the connection; a .netrc must not
         self.auth = self._authorize
-        self.cookies = _NoCookies()
-        adapter = _Adapter(connection, check_address)
-        self.mount("https://", adapter)
-        self.mount("http://", adapter)
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
         """Take the credentials off a request that was redirected to another origin."""
@@ -166,18 +202,18 @@ class _NoCookies(RequestsCookieJar):
 class _Adapter(HTTPAdapter):
     """Sends every request with the connection's timeouts, trust and proxies, whatever else it was asked to."""
 
-    def __init__(self, connection: QureConnection, check_address: AddressCheck | None) -> None:
-        self._connection = connection
+    def __init__(self, line: Line, parallel: int, check_address: AddressCheck | None) -> None:
+        self._line = line
         self._check_address = check_address
-        super().__init__(pool_maxsize=connection.parallel_uploads + 1)
+        super().__init__(pool_maxsize=parallel)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = _pool_classes(self._connection.read_timeout, self._check_address)
+        self.poolmanager.pool_classes_by_scheme = _pool_classes(self._line.read_timeout, self._check_address)
 
     def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
         manager = super().proxy_manager_for(*args, **kwargs)
-        manager.pool_classes_by_scheme = _pool_classes(self._connection.read_timeout, None)
+        manager.pool_classes_by_scheme = _pool_classes(self._line.read_timeout, None)
         return manager
 
     def send(
@@ -191,12 +227,12 @@ class _Adapter(HTTPAdapter):
     ) -> requests.Response:
         del verify, proxies
         url = request.url or ""
-        proxy = self._connection.proxy_for(url)
+        proxy = self._line.proxy_for(url)
         return super().send(
             request,
             stream=stream,
-            timeout=timeout or (self._connection.connect_timeout, self._connection.read_timeout),
-            verify=self._connection.trust,
+            timeout=timeout or (self._line.connect_timeout, self._line.read_timeout),
+            verify=self._line.trust,
             cert=cert,
             proxies={urlsplit(url).scheme: proxy} if proxy else {},
         )
