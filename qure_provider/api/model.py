@@ -93,8 +93,8 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """The impression, or else the first line of what the report says; empty if it says nothing."""
-        text = self.impression or next(iter(self.lines), "") or self.findings
+        """The impression; or else all lines of a report that came as lines; or else its findings' first line."""
+        text = self.impression or " ".join(line.strip() for line in self.lines) or self.findings
         return text.strip().split("\n", 1)[0]
 
 
