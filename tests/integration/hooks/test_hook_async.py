@@ -346,9 +346,8 @@ async def test_the_event_loop_is_never_held_up(tls_wire, connect, certificates):
         nonlocal longest
         while True:
             begun = time.monotonic()
-            await asyncio.sleep(0)
-            longest = max(longest, time.monotonic() - begun)
             await asyncio.sleep(0.001)
+            longest = max(longest, time.monotonic() - begun)
 
     watcher = asyncio.create_task(watch())
     for _ in range(3):
