@@ -122,6 +122,21 @@ _QURE_CONN_FIELDS: dict[str, Any] = {
         "description": "Upload requests under way at once in one task.",
         "schema": {"type": ["integer", "null"], "default": 4, "minimum": 1, "maximum": 32},
     },
+    "max_answer_bytes": {
+        "label": "Largest answer (bytes)",
+        "description": "A longer answer of the service is refused.",
+        "schema": {"type": ["integer", "null"], "default": 16_777_216, "minimum": 1024, "maximum": 1_073_741_824},
+    },
+    "max_asset_bytes": {
+        "label": "Largest result file (bytes)",
+        "description": "A longer file of a result is refused.",
+        "schema": {"type": ["integer", "null"], "default": 2_147_483_648, "minimum": 1024, "maximum": 2**40},
+    },
+    "max_assets": {
+        "label": "Most files of one result",
+        "description": "A result that offers more is refused.",
+        "schema": {"type": ["integer", "null"], "default": 1000, "minimum": 1, "maximum": 1_000_000},
+    },
     "allow_plain_http": {
         "label": "Allow plain http",
         "description": "Needed for any host but this machine without TLS; patient data is then readable on the way.",

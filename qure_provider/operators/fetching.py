@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qure_provider.api.errors import QureTransientError
+from qure_provider.api.errors import QureRejectedError, QureTransientError
 from qure_provider.reports.result import Asset, Result
 
 if TYPE_CHECKING:
@@ -53,6 +53,11 @@ def fetch_result(
     held = {asset.name: asset for asset in _stored(store, folder)}
     assets: list[Asset] = []
     current = answer
+    offered = sum(answer.file_counts.values())
+    if offered > hook.connection.max_assets:
+        raise QureRejectedError(
+            f"the result offers {offered} files, more than the connection's max_assets of {hook.connection.max_assets}"
+        )
     with store.scratch() as scratch:
         for kind, position, stem in _wanted(answer):
             known = next((asset for name, asset in held.items() if name.rsplit(".", 1)[0] == stem), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import importlib
 import logging
 import random
 import time
@@ -184,11 +185,11 @@ class QureResultsTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Poll, tell, and fire once."""
-        from qure_provider.hooks.qure_async import shared_client
-
+        # Importing the client takes long enough to hold up every other trigger of the process.
+        hooks = await asyncio.to_thread(importlib.import_module, "qure_provider.hooks.qure_async")
         targets = await asyncio.to_thread(self._targets)
         try:
-            async with shared_client(self.qure_conn_id) as client:
+            async with hooks.shared_client(self.qure_conn_id) as client:
                 event = await self._wait(client, targets)
         except QureSettingsError as error:
             log.error("Polling stopped, a setting is wrong: %s", error)
