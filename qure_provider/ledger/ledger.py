@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, RowMapping, and_, func, insert, or_, select, update
+from sqlalchemy import Connection, Engine, RowMapping, and_, exists, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from qure_provider.api.model import Meaning, Outcome, ResourceRef, ResultAnswer, Route
@@ -433,6 +433,8 @@ class Ledger:
     def owed_manifests(self, *, conn_id: str, since: float, besides: int) -> dict[str, list[ResourceRow]]:
         """Return what earlier runs uploaded and left waiting, by the manifest it travelled in.
 
+        A revision that a newer one took the place of is not among it: its answer would be the newer one's.
+
         Args:
             conn_id: The Qure connection it was sent by.
             since: Only what was planned after this time, seconds since the epoch.
@@ -441,12 +443,16 @@ class Ledger:
         Returns:
             Manifest path in the store to the resources still owed, each in the newest manifest that carries it.
         """
+        newer = resources.alias()
+        is_superseded = exists().where(newer.c.uid == resources.c.uid, newer.c.revision > resources.c.revision)
+        unfinished = [Outcome.PENDING.value, Outcome.TIMED_OUT.value, Outcome.NOT_COMPUTED.value]
         is_owed = and_(
             resources.c.uploaded_at.is_not(None),
             resources.c.planned_at >= since,
+            ~is_superseded,
             or_(
                 resources.c.outcome.is_(None),
-                resources.c.outcome.in_([Outcome.PENDING.value, Outcome.TIMED_OUT.value]),
+                resources.c.outcome.in_(unfinished),
                 and_(resources.c.outcome == Outcome.READY.value, resources.c.settled_at.is_(None)),
             ),
         )
@@ -525,8 +531,10 @@ class Ledger:
             .join(studies, studies.c.id == resources.c.study_id)
             .where(studies.c.study_instance_uid == study_instance_uid)
         )
+        images = select(acknowledged.c.sop_instance_uid).where(acknowledged.c.resource_id.in_(of_study))
+        series = select(resources.c.series_instance_uid).where(resources.c.id.in_(of_study))
         with self._engine.begin() as connection:
-            return frozenset(connection.scalars(query))
+            return frozenset([*connection.scalars(images), *connection.scalars(series)])
 
     def acknowledged(self, resource_ids: Iterable[int]) -> dict[int, set[str]]:
         """Return, for each resource, the SOPInstanceUIDs that the service said it holds."""
@@ -547,6 +555,25 @@ class Ledger:
         with self._engine.begin() as connection:
             for chunk in _chunks(values):
                 connection.execute(self._insert(acknowledged).values(chunk).on_conflict_do_nothing())
+
+    def retract(self, instances: Iterable[tuple[int, str]]) -> None:
+        """Record that the service does not hold these instances, whatever it said before; their resources are open.
+
+        Args:
+            instances: Pairs of resource id and SOPInstanceUID.
+        """
+        gone: dict[int, list[str]] = {}
+        for resource_id, uid in instances:
+            gone.setdefault(resource_id, []).append(uid)
+        with self._engine.begin() as connection:
+            for resource_id, uids in gone.items():
+                for chunk in _chunks(uids):
+                    connection.execute(
+                        acknowledged.delete().where(
+                            acknowledged.c.resource_id == resource_id, acknowledged.c.sop_instance_uid.in_(chunk)
+                        )
+                    )
+                connection.execute(update(resources).where(resources.c.id == resource_id).values(uploaded_at=None))
 
     def mark_uploaded(self, resource_ids: Iterable[int]) -> None:
         """Record that all instances of these resources are held by the service."""

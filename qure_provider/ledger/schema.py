@@ -119,7 +119,9 @@ batches = Table(
     Column("manifest", Text, nullable=False),
     Column("owner", String(64), nullable=False, default=""),
     Index(None, "run_id"),
+    sqlite_autoincrement=True,
 )
+"""What one mapped task works on. No key is given twice, so that a task of an old plan finds nothing of a new one."""
 
 planned = Table(
     "planned",

@@ -98,6 +98,8 @@ class QureUploadOperator(QureOperator):
 
         with QureHook(self.qure_conn_id, operator=type(self).__name__) as hook:
             report = hook.upload([file for file in outgoing if _mark(file) not in held], on_acknowledged=remember)
+        held.difference_update(_mark(item.file) for item in report.failed)
+        state.set(_PROGRESS, [*held])
         failures = [
             *quarantined,
             *((settings.short_ref(item.file.series_instance_uid), item.error) for item in report.failed),
@@ -167,6 +169,7 @@ class QureUploadBatchOperator(QureOperator):
             report.bytes_sent,
             len(report.failed),
         )
+        work.ledger.retract((resource_of[item.file], item.file.sop_instance_uid) for item in report.failed)
         first_failures: dict[int, UploadFailure] = {}
         for failure in report.failed:
             first_failures.setdefault(resource_of[failure.file], failure)

@@ -1,0 +1,491 @@
+import json
+import os
+import shutil
+from datetime import UTC, datetime
+
+import pytest
+from pipeline_kit import NIGHT, image, slices
+
+from qure_provider.ledger.ledger import LeaseLostError, Why
+from qure_provider.operators.plan import QurePlanOperator, run_folder
+from qure_provider.operators.summarize import NightUnresolvedError
+from qure_provider.settings import IdentityPolicyError
+from qure_provider.store import Store
+
+
+class TestEverythingIsAccountedFor:
+    def test_found_is_what_was_selected_not_selected_duplicate_or_quarantined(self, hospital):
+        (film,) = hospital.xray()
+        hospital.put("copy.dcm", film)
+        hospital.put("mr.dcm", image("MR"))
+        (hospital.export / "Export log.txt").write_text("SIMULATED export")
+        (hospital.export / "empty.dcm").touch()
+        hospital.ct(count=10)
+
+        hospital.plan()
+        with pytest.raises(NightUnresolvedError):
+            hospital.summarize()
+
+        summary = hospital.summary()
+        counts = summary["counts"]
+        assert summary["sums_hold"]
+        assert counts["found"] == 15
+        assert (counts["selected"], counts["not_selected"], counts["duplicate"], counts["quarantined"]) == (11, 1, 1, 2)
+        assert (counts["series"], counts["resources"], len(summary["resources"])) == (2, 2, 2)
+
+    def test_every_file_passed_over_has_a_row_with_a_reason(self, hospital):
+        hospital.xray()
+        hospital.put("mr.dcm", image("MR"))
+        (hospital.export / "Export log.txt").write_text("SIMULATED export")
+
+        hospital.plan()
+
+        (listing,) = hospital.root.glob("runs/*/*/passed_over.jsonl")
+        rows = [json.loads(line) for line in listing.read_text(encoding="utf-8").splitlines()]
+        assert {row["path"]: row["fate"] for row in rows} == {
+            "mr.dcm": "not selected",
+            "Export log.txt": "quarantined",
+        }
+        assert all(row["reason"] for row in rows)
+
+    def test_the_run_is_red_when_a_resource_got_lost_between_the_steps(self, hospital):
+        hospital.xray("a")
+        hospital.xray("b")
+        hospital.process(hospital.plan())
+        hospital.sql("DELETE FROM planned WHERE resource_id = 1")
+
+        with pytest.raises(NightUnresolvedError, match="sums are off: not every selected resource"):
+            hospital.summarize()
+
+    def test_the_run_is_red_when_a_file_got_lost(self, hospital):
+        hospital.xray()
+        hospital.process(hospital.plan())
+        hospital.sql("""UPDATE runs SET counts = json_set(counts, '$.found', 2)""")
+
+        with pytest.raises(NightUnresolvedError, match="sums are off: not every file"):
+            hospital.summarize()
+        assert not hospital.summary()["sums_hold"]
+
+    def test_names_that_are_no_valid_text_stop_nothing(self, hospital):
+        """A name in Latin-1 on a disk that speaks UTF-8, as PACS on Windows leave them."""
+        (film,) = hospital.xray()
+        strange = os.fsencode(hospital.export) + b"/R\xf6ntgen"
+        (hospital.export / "xray/0.dcm").rename(os.fsdecode(strange + b".dcm"))
+        with open(strange + b".txt", "w") as note:  # noqa: PTH123
+            note.write("SIMULATED")
+
+        summary = hospital.night()
+
+        assert summary["outcomes"] == {"ready": 1}
+        assert summary["counts"]["quarantined"] == 1
+        assert film.SOPInstanceUID in hospital.rows()
+
+
+class TestAnEmptyOrThinNightIsNotGreen:
+    def test_a_night_without_a_series_is_red(self, hospital):
+        hospital.put("mr.dcm", image("MR"))
+        assert hospital.plan() == []
+        with pytest.raises(NightUnresolvedError, match="empty: no series was selected"):
+            hospital.summarize()
+
+    def test_where_that_is_in_order_somebody_says_so(self, hospital):
+        hospital.put("mr.dcm", image("MR"))
+        hospital.plan()
+        hospital.summarize(allow_empty=True)
+        assert hospital.summary()["problems"] == []
+
+    def usual_nights(self, hospital, *series):
+        for number, count in enumerate(series):
+            hospital.new_run(f"scheduled__{number}")
+            shutil.rmtree(hospital.export)
+            hospital.export.mkdir()
+            for each in range(count):
+                hospital.xray(f"{number}-{each}")
+            hospital.plan()
+            with pytest.raises(NightUnresolvedError) as failure:
+                hospital.summarize()
+        return str(failure.value)
+
+    def test_far_fewer_series_than_usual_are_red(self, hospital):
+        problem = self.usual_nights(hospital, 5, 4, 6, 2)
+        assert "Far fewer series than usual: 2, where the median is 5." in problem
+
+    def test_half_of_the_usual_is_enough(self, hospital):
+        assert "Far fewer" not in self.usual_nights(hospital, 4, 4, 4, 2)
+
+    def test_two_nights_are_not_yet_what_is_usual(self, hospital):
+        assert "Far fewer" not in self.usual_nights(hospital, 5, 5, 1)
+
+    def test_another_dag_has_its_own_usual(self, hospital):
+        self.usual_nights(hospital, 5, 5, 5)
+        hospital.new_run("x", dag_id="another")
+        shutil.rmtree(hospital.export)
+        hospital.xray("one")
+        hospital.plan()
+        with pytest.raises(NightUnresolvedError) as failure:
+            hospital.summarize()
+        assert "Far fewer" not in str(failure.value)
+
+
+class TestLeavingTheBuildingIsADecision:
+    @pytest.fixture(autouse=True)
+    def _undecided(self, hospital, monkeypatch):
+        monkeypatch.delenv("AIRFLOW__QURE__IDENTITY_POLICY")
+
+    def test_without_it_the_plan_refuses_and_explains(self, hospital):
+        hospital.xray()
+        with pytest.raises(IdentityPolicyError, match="nothing was sent"):
+            hospital.plan()
+
+    def test_without_it_an_upload_sends_nothing(self, hospital):
+        hospital.xray()
+        (batch,) = hospital.plan(identity_policy="identified")
+        with pytest.raises(IdentityPolicyError, match=r"\[qure\] identity_policy"):
+            hospital.upload(batch)
+        assert hospital.control.requests() == []
+
+
+class TestANightIsNamedByTheHospitalsClock:
+    def test_two_in_the_morning_in_kolkata_reads_that_days_folder(self, hospital, monkeypatch):
+        monkeypatch.setenv("AIRFLOW__QURE__TIMEZONE", "Asia/Kolkata")
+        hospital.run.logical_date = datetime(2026, 11, 19, 20, 30, tzinfo=UTC)
+        hospital.xray()
+        assert hospital.night()["night"] == NIGHT
+        assert [path.name for path in (hospital.root / "runs").iterdir()] == [NIGHT]
+
+    def test_a_partition_is_read_by_its_key(self, hospital):
+        hospital.run.partition_key = NIGHT
+        hospital.run.logical_date = None
+        hospital.xray()
+        assert hospital.night()["night"] == NIGHT
+
+
+class TestWhatEarlierRunsDid:
+    def test_a_whole_night_twice_sends_nothing_again_and_its_results_are_still_there(self, hospital):
+        hospital.xray(images=2)
+        hospital.ct()
+        first = hospital.night()
+        hospital.control.forget_requests()
+        hospital.new_run("manual__again")
+
+        assert hospital.plan() == []
+        hospital.summarize()
+
+        second = hospital.summary()
+        assert hospital.control.requests() == []
+        assert second["outcomes"] == first["outcomes"] == {"ready": 3}
+        assert {row["why"] for row in second["resources"]} == {"done"}
+        assert [row["folder"] for row in second["resources"]] == [row["folder"] for row in first["resources"]]
+        assert all((hospital.root / row["folder"] / "result.json").is_file() for row in second["resources"])
+
+    def test_the_same_run_cleared_sends_nothing_again_either(self, hospital):
+        hospital.ct()
+        hospital.night()
+        hospital.control.forget_requests()
+        hospital.new_run(clear_number=1)
+
+        assert hospital.plan() == []
+        assert hospital.control.requests() == []
+
+    def test_a_series_left_waiting_is_waited_for_and_not_uploaded_again(self, hospital):
+        (film,) = hospital.xray()
+        series = hospital.ct()[0].SeriesInstanceUID
+        hospital.control.plan(film.StudyInstanceUID, outcome="stuck")
+        hospital.control.plan(series, outcome="stuck")
+        hospital.process(hospital.plan(wait_seconds=0.3))
+        assert {row.outcome for row in hospital.rows().values()} == {"timed out"}
+        sent, hospital_requests = hospital.sent(), hospital.control.count("compute")
+        hospital.control.clear_plans()
+        hospital.new_run("scheduled__2")
+
+        summary = hospital.night()
+
+        assert summary["outcomes"] == {"ready": 2}
+        assert {row["why"] for row in summary["resources"]} == {"waiting"}
+        assert hospital.sent() == sent
+        assert hospital.control.count("compute") == hospital_requests
+
+    def test_what_the_service_had_no_product_for_is_not_sent_again(self, hospital):
+        (film,) = hospital.xray()
+        hospital.control.plan(film.SOPInstanceUID, outcome="unsupported")
+        hospital.night()
+        hospital.new_run("scheduled__2")
+        assert hospital.plan() == []
+        hospital.summarize()
+        assert hospital.summary()["outcomes"] == {"unsupported": 1}
+
+    def test_sending_again_is_for_the_asking(self, hospital):
+        hospital.ct()
+        hospital.night()
+        sent = hospital.sent()
+        hospital.new_run("scheduled__2")
+
+        summary = hospital.night(recompute="True")
+
+        assert hospital.sent() == 2 * sent
+        assert hospital.control.count("compute", status=200) == 2
+        assert [row["revision"] for row in summary["resources"]] == [2]
+
+    def test_only_the_image_that_is_new_is_sent_of_an_xray_series(self, hospital):
+        first, second = hospital.xray(images=2)
+        path = hospital.export / "xray/1.dcm"
+        content = path.read_bytes()
+        path.unlink()
+        hospital.night()
+        path.write_bytes(content)
+        hospital.control.forget_requests()
+        sent = hospital.sent()
+        hospital.new_run("scheduled__2")
+
+        summary = hospital.night()
+
+        assert hospital.sent() == sent + 1
+        assert hospital.control.count("results", uid=first.SOPInstanceUID) == 0
+        assert hospital.control.count("results", uid=second.SOPInstanceUID) > 0
+        assert sorted(row["why"] for row in summary["resources"]) == ["done", "new"]
+
+
+class TestASeriesThatGained:
+    @pytest.fixture
+    def grown(self, hospital):
+        """A CT of ten slices that had its result, and two slices more since."""
+        all_of_it = slices(12)
+        for number, each in enumerate(all_of_it[:10]):
+            hospital.put(f"ct/{number}.dcm", each)
+        hospital.night()
+        for number, each in enumerate(all_of_it[10:]):
+            hospital.put(f"ct/late{number}.dcm", each)
+        hospital.new_run("scheduled__2")
+        hospital.control.forget_requests()
+        return all_of_it[0].SeriesInstanceUID
+
+    def test_is_a_new_revision_and_computed_again(self, hospital, grown):
+        summary = hospital.night()
+
+        (row,) = summary["resources"]
+        assert (row["revision"], row["why"], row["outcome"], row["doubt"]) == (2, "revision", "ready", "")
+        assert row["folder"].endswith("/r2")
+        assert "12 images analysed, revision 2" in row["impression"]
+        assert hospital.control.count("compute", status=200) == 1
+        assert (hospital.root / row["folder"].replace("/r2", "/r1") / "result.json").is_file()
+
+    def test_whose_recompute_was_ignored_is_in_doubt_and_the_run_is_red(self, hospital, grown):
+        hospital.control.configure(recompute="ignored")
+        (batch,) = hospital.plan()
+        hospital.process([batch])
+
+        with pytest.raises(NightUnresolvedError, match="may predate late images"):
+            hospital.summarize()
+
+        assert hospital.control.count("compute", status=304) == 1
+        (row,) = hospital.summary()["resources"]
+        assert "may predate late images" in row["doubt"]
+
+    def test_and_whose_patient_was_corrected_is_a_new_revision_too(self, hospital):
+        (film,) = hospital.xray()
+        hospital.night()
+        film.PatientID = "SIM-2"
+        hospital.put("xray/0.dcm", film)
+        hospital.new_run("scheduled__2")
+
+        hospital.plan()
+
+        (row,) = hospital.rows().values()
+        assert (row.revision, row.why, row.identity.patient_id) == (2, Why.REVISION, "SIM-2")
+
+
+class TestWhatIsOwedIsCaughtUp:
+    @pytest.fixture
+    def owed(self, hospital):
+        """A film whose result did not come last night, and an export of tonight without it."""
+        (film,) = hospital.xray("last night")
+        hospital.control.plan(film.StudyInstanceUID, outcome="stuck")
+        hospital.process(hospital.plan(wait_seconds=0.2))
+        hospital.control.clear_plans()
+        shutil.rmtree(hospital.export)
+        hospital.export.mkdir()
+        hospital.new_run("scheduled__2")
+        hospital.control.forget_requests()
+        return film.SOPInstanceUID
+
+    def test_the_next_night_waits_for_it_and_sends_nothing(self, hospital, owed):
+        hospital.xray("tonight")
+
+        summary = hospital.night()
+
+        assert hospital.rows()[owed].outcome == "ready"
+        assert summary["outcomes"] == {"ready": 2}
+        assert summary["counts"]["carried_over"] == 1
+        assert hospital.control.count("upload") == 1
+
+    def test_where_that_is_not_wanted_it_is_left(self, hospital, owed):
+        hospital.xray("tonight")
+        hospital.process(hospital.plan(catch_up=False))
+        assert owed not in hospital.rows()
+
+    def test_it_is_not_left_to_another_connection(self, hospital, owed, monkeypatch):
+        monkeypatch.setenv("AIRFLOW_CONN_OTHER", os.environ["AIRFLOW_CONN_QURE_DEFAULT"])
+        hospital.xray("tonight")
+        hospital.plan(qure_conn_id="other")
+        assert owed not in hospital.rows()
+
+    def test_a_result_that_came_too_late_for_a_second_look_is_owed_its_files(self, hospital, owed):
+        hospital.sql("UPDATE resources SET outcome = 'ready', settled_at = NULL, ready_at = 1")
+        hospital.xray("tonight")
+        hospital.night()
+        assert hospital.rows()[owed].settled_at
+
+    def test_a_ct_that_could_not_be_computed_is_owed(self, hospital):
+        series = hospital.ct("last night")[0].SeriesInstanceUID
+        (batch,) = hospital.plan(wait_seconds=0.2)
+        hospital.upload(batch)
+        hospital.collect(batch)
+        assert hospital.rows()[series].outcome == "not computed"
+        shutil.rmtree(hospital.export)
+        hospital.new_run("scheduled__2")
+        hospital.xray("tonight")
+
+        hospital.night()
+
+        assert hospital.rows()[series].outcome == "ready"
+
+    def test_a_revision_that_a_newer_one_took_the_place_of_is_owed_no_more(self, hospital):
+        """Its answer would be the newer one's, stored and shown as if it were of the older images."""
+        all_of_it = slices(12)
+        for number, each in enumerate(all_of_it[:10]):
+            hospital.put(f"ct/{number}.dcm", each)
+        series = all_of_it[0].SeriesInstanceUID
+        hospital.control.plan(series, outcome="stuck")
+        hospital.process(hospital.plan(wait_seconds=0.2))
+        hospital.control.clear_plans()
+        for number, each in enumerate(all_of_it[10:]):
+            hospital.put(f"ct/late{number}.dcm", each)
+        hospital.new_run("scheduled__2")
+        hospital.night()
+        shutil.rmtree(hospital.export)
+        hospital.new_run("scheduled__3")
+        hospital.xray("tonight")
+
+        assert len(hospital.plan()) == 1
+
+        assert series not in hospital.rows()
+
+
+class TestTheDeadline:
+    def deadline(self, hospital):
+        with hospital.ledger() as ledger:
+            return ledger.find_run(dag_id="night", run_id=hospital.run.run_id, group_id="").deadline
+
+    def test_is_computed_once_and_kept_over_retries(self, hospital):
+        hospital.xray()
+        hospital.plan(wait_seconds=1000)
+        first = self.deadline(hospital)
+        hospital.plan(wait_seconds=5000)
+        assert self.deadline(hospital) == first
+
+    def test_is_set_anew_when_a_person_clears_the_run(self, hospital):
+        hospital.xray()
+        hospital.plan(wait_seconds=1000)
+        first = self.deadline(hospital)
+        hospital.new_run(clear_number=1)
+        hospital.plan(wait_seconds=1000)
+        assert self.deadline(hospital) > first
+
+
+class TestPlanningAnew:
+    def test_takes_the_batches_from_who_still_works_on_the_old_ones(self, hospital):
+        hospital.xray()
+        (old,) = hospital.plan()
+        (new,) = hospital.plan()
+        with pytest.raises(LeaseLostError, match="planned anew"):
+            hospital.upload(old)
+        hospital.upload(new)
+        assert hospital.sent() == 1
+
+    def test_after_a_crash_before_the_end_sends_everything_once(self, hospital, monkeypatch):
+        hospital.ct()
+        with monkeypatch.context() as broken:
+            broken.setattr(Store, "write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+            with pytest.raises(OSError, match="disk full"):
+                hospital.plan()
+
+        summary = hospital.night()
+
+        assert summary["outcomes"] == {"ready": 1}
+        assert hospital.sent() == 10
+        assert [row["revision"] for row in summary["resources"]] == [1]
+
+    def test_a_summary_without_a_plan_is_red(self, hospital):
+        with pytest.raises(NightUnresolvedError, match="plan did not finish"):
+            hospital.summarize()
+
+
+class TestBatches:
+    def test_xray_and_ct_travel_apart_and_in_no_more_batches_than_asked_for(self, hospital):
+        for number in range(5):
+            hospital.xray(f"x{number}")
+        for number in range(3):
+            hospital.ct(f"ct{number}")
+
+        batches = hospital.plan(max_batches=4)
+
+        assert len(batches) == 4
+        assert {batch["route"] for batch in batches} == {"xray", "ct"}
+        assert sum(batch["series"] for batch in batches) == sum(batch["resources"] for batch in batches) == 8
+        assert len({batch["label"] for batch in batches}) == 4
+
+    def test_they_say_nothing_of_patients(self, hospital):
+        (film,) = hospital.xray()
+        text = json.dumps(hospital.plan())
+        for secret in (film.SOPInstanceUID, film.StudyInstanceUID, "SIMULATED", "SIM-", "xray/0", str(hospital.export)):
+            assert secret not in text
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"max_batches": 1},
+            {"wait_seconds": 0},
+            {"selection": {"no such rule": 1}},
+            {"selection": {"modalities": ["MR"]}},
+        ],
+    )
+    def test_bad_ones_fail_when_the_dag_is_parsed(self, wrong):
+        with pytest.raises(ValueError):  # noqa: PT011
+            QurePlanOperator(task_id="plan", export="/x", **wrong)
+
+    def test_a_selection_may_come_as_json_from_a_form(self, hospital):
+        hospital.xray()
+        hospital.ct()
+        (batch,) = hospital.plan(selection='{"modalities": ["CT"]}')
+        assert batch["route"] == "ct"
+
+    @pytest.mark.parametrize("nothing", ["", "{}", "None", None, {}])
+    def test_an_empty_selection_means_the_defaults(self, hospital, nothing):
+        hospital.xray()
+        assert len(hospital.plan(selection=nothing)) == 1
+
+    def test_a_selection_that_is_no_object_is_refused(self, hospital):
+        with pytest.raises(ValueError, match="JSON object"):
+            hospital.plan(selection="[1]")
+
+    def test_files_may_come_one_a_line(self, hospital):
+        hospital.xray("a")
+        hospital.xray("b")
+        hospital.plan(files="a/0.dcm\n\n")
+        with pytest.raises(NightUnresolvedError):
+            hospital.summarize()
+        assert hospital.summary()["counts"]["found"] == 1
+
+    def test_a_folder_that_is_not_there_is_said_so(self, hospital):
+        with pytest.raises(FileNotFoundError, match="export folder does not exist"):
+            hospital.plan(export="/no/such/folder")
+
+
+class TestARunsOwnFolder:
+    def test_two_runs_of_a_night_never_share_one_however_long_their_names(self):
+        name = "a_very_long_name_of_a_dag_" * 6
+        folders = {run_folder(NIGHT, name, run_id, "group") for run_id in ("manual__1", "manual__2")}
+        assert len(folders) == 2
+        assert all(len(part) <= 160 for folder in folders for part in folder.split("/"))

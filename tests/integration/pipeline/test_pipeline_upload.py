@@ -1,0 +1,330 @@
+import json
+import os
+from dataclasses import replace
+
+import pytest
+from pipeline_kit import image
+
+from qure_provider.api.errors import QureSettingsError, QureTransientError
+from qure_provider.emulator.model import Answer, LicenseExpired, LoseFiles, Reset
+from qure_provider.hooks.qure import QureHook
+from qure_provider.hooks.upload import UploadFailure, UploadRun
+from qure_provider.ledger.ledger import LeaseLostError
+from qure_provider.operators.summarize import NightUnresolvedError
+from qure_provider.retries import QureRetryPolicy, StepIncompleteError
+
+
+@pytest.fixture
+def small_requests(monkeypatch):
+    """Two slices fill a request, and requests go out one after the other."""
+    fields = json.loads(os.environ["AIRFLOW_CONN_QURE_DEFAULT"])
+    fields["extra"] |= {"max_request_bytes": 6000, "parallel_uploads": 1}
+    monkeypatch.setenv("AIRFLOW_CONN_QURE_DEFAULT", json.dumps(fields))
+
+
+def registered(hospital):
+    return [file.sop_instance_uid for file in hospital.control.received() if file.registered]
+
+
+class TestARetryUploadsOnlyTheRemainder:
+    def test_after_the_service_went_away_in_the_middle(self, hospital, small_requests):
+        hospital.ct(count=10)
+        (batch,) = hospital.plan()
+        hospital.control.inject(Answer(kind="upload", status=503, skip=2, times=None))
+        with pytest.raises(StepIncompleteError):
+            hospital.upload(batch)
+        before = registered(hospital)
+        assert 0 < len(before) < 10
+        hospital.control.clear_faults()
+        hospital.control.forget_requests()
+
+        hospital.upload(batch)
+
+        after = registered(hospital)[len(before) :]
+        assert len(before) + len(after) == 10
+        assert set(before).isdisjoint(after)
+
+    def test_after_a_worker_was_killed_in_the_middle(self, hospital, small_requests, monkeypatch):
+        """The process is gone: nothing runs any more, whatever was acknowledged is in the ledger."""
+        hospital.ct(count=10)
+        (batch,) = hospital.plan()
+        real = UploadRun._take
+        answers = []
+
+        def die(self, files, answer):
+            if len(answers) == 2:
+                raise SystemExit("killed")
+            answers.append(answer)
+            real(self, files, answer)
+
+        with monkeypatch.context() as killing:
+            killing.setattr(UploadRun, "_take", die)
+            with pytest.raises(SystemExit):
+                hospital.upload(batch)
+        with hospital.ledger() as ledger:
+            (row,) = hospital.rows().values()
+            acknowledged = ledger.acknowledged([row.id])[row.id]
+        assert 0 < len(acknowledged) < 10
+        sent = len(hospital.control.received())
+
+        hospital.upload(batch)
+
+        again = {file.sop_instance_uid for file in hospital.control.received()[sent:]}
+        assert again.isdisjoint(acknowledged)
+        assert len(acknowledged | again) == 10
+
+    def test_and_one_that_has_nothing_left_to_do_asks_nothing(self, hospital):
+        hospital.ct()
+        (batch,) = hospital.plan()
+        hospital.upload(batch)
+        hospital.control.forget_requests()
+        hospital.upload(batch)
+        assert hospital.control.requests() == []
+
+
+class TestOneBadSeriesNeverHoldsBackTheOthers:
+    def plan(self, hospital, **arguments):
+        """Three films and a CT, in one batch for each route."""
+        films = [hospital.xray(f"x{number}")[0] for number in range(3)]
+        series = hospital.ct()[0].SeriesInstanceUID
+        return films, series, hospital.plan(max_batches=2, **arguments)
+
+    def process(self, hospital, batches):
+        failures = []
+        for batch in batches:
+            for step in (hospital.upload, hospital.compute, hospital.collect):
+                if step == hospital.compute and batch["route"] == "xray":
+                    continue
+                try:
+                    step(batch)
+                except StepIncompleteError as failure:
+                    failures.append(str(failure))
+        return failures
+
+    def test_one_that_the_service_refuses(self, hospital):
+        films, series, batches = self.plan(hospital)
+        refused = films[1].SOPInstanceUID
+        hospital.control.inject(Answer(kind="upload", uid=refused, status=400, json_body={"message": "no"}, times=None))
+
+        failures = self.process(hospital, batches)
+
+        rows = hospital.rows()
+        assert len(failures) == 1
+        assert "Uploading failed for 1 of 3" in failures[0]
+        assert {rows[film.SOPInstanceUID].outcome for film in (films[0], films[2])} == {"ready"}
+        assert rows[series].outcome == "ready"
+        assert rows[refused].outcome == "not uploaded"
+        assert "no DICOM file in the request" in rows[refused].reason
+        with pytest.raises(NightUnresolvedError, match=r"not uploaded\. upload: "):
+            hospital.summarize()
+
+    def test_one_whose_file_is_gone_or_unreadable(self, hospital):
+        films, series, batches = self.plan(hospital)
+        (hospital.export / "x1/0.dcm").unlink()
+
+        failures = self.process(hospital, batches)
+
+        rows = hospital.rows()
+        assert len(failures) == 1
+        assert rows[films[1].SOPInstanceUID].outcome == "not uploaded"
+        assert [rows[uid].outcome for uid in (films[0].SOPInstanceUID, films[2].SOPInstanceUID, series)] == [
+            "ready"
+        ] * 3
+        assert "x1" not in failures[0]
+
+    def test_one_that_is_stuck(self, hospital):
+        films, series, batches = self.plan(hospital, wait_seconds=2)
+        hospital.control.plan(films[1].SOPInstanceUID, outcome="stuck")
+
+        failures = self.process(hospital, batches)
+
+        rows = hospital.rows()
+        assert failures == []
+        assert rows[films[1].SOPInstanceUID].outcome == "timed out"
+        assert [rows[uid].outcome for uid in (films[0].SOPInstanceUID, films[2].SOPInstanceUID, series)] == [
+            "ready"
+        ] * 3
+
+    def test_one_that_cannot_be_computed(self, hospital):
+        bad = hospital.ct("bad")[0].SeriesInstanceUID
+        good = hospital.ct("good")[0].SeriesInstanceUID
+        hospital.control.inject(Answer(kind="compute", uid=bad, status=500, times=None))
+        batches = hospital.plan(wait_seconds=2)
+
+        failures = self.process(hospital, batches)
+
+        assert len(failures) == 1
+        assert hospital.rows()[good].outcome == "ready"
+        assert hospital.rows()[bad].outcome == "not computed"
+
+
+class TestWhatTheServiceLost:
+    def test_a_series_of_which_it_lost_files_is_not_taken_for_uploaded(self, hospital, monkeypatch):
+        """All was acknowledged, and the service's own counts contradicted it in the end."""
+        hospital.ct()
+        (batch,) = hospital.plan()
+        real = UploadRun.report
+
+        def contradict(self, traffic):
+            report = real(self, traffic)
+            lost, *kept = report.acknowledged
+            error = QureTransientError("The service holds fewer files of a series than it acknowledged.")
+            return replace(report, acknowledged=tuple(kept), failed=(UploadFailure(lost, error),))
+
+        with monkeypatch.context() as losing:
+            losing.setattr(UploadRun, "report", contradict)
+            with pytest.raises(StepIncompleteError, match="holds fewer files"):
+                hospital.upload(batch)
+        (row,) = hospital.rows().values()
+        assert (row.outcome, row.uploaded_at) == ("not uploaded", None)
+        hospital.compute(batch)
+        assert hospital.control.count("compute") == 0
+        sent = hospital.sent()
+
+        hospital.upload(batch)
+
+        assert hospital.sent() == sent + 1
+        assert hospital.rows()[row.uid].uploaded_at
+
+    def test_files_that_it_does_not_acknowledge_are_not_taken_for_uploaded(self, hospital):
+        hospital.ct()
+        (batch,) = hospital.plan()
+        hospital.control.inject(LoseFiles(count=1, acknowledged=False, times=None))
+        with pytest.raises(StepIncompleteError, match="did not acknowledge"):
+            hospital.upload(batch)
+        (row,) = hospital.rows().values()
+        assert (row.outcome, row.uploaded_at) == ("not uploaded", None)
+        hospital.control.clear_faults()
+        hospital.upload(batch)
+        assert hospital.control.resources(row.uid)[0].images == 10
+
+    def test_an_expired_license_is_told_and_not_retried(self, hospital):
+        hospital.xray()
+        (batch,) = hospital.plan()
+        hospital.control.inject(LicenseExpired(times=None))
+        with pytest.raises(StepIncompleteError, match="license has expired") as failure:
+            hospital.upload(batch)
+        assert QureRetryPolicy().evaluate(failure.value, 1, 3).action.value == "fail"
+
+
+class TestTheThreeKindsOfErrors:
+    def test_a_wrong_token_fails_at_once(self, hospital):
+        hospital.xray()
+        (batch,) = hospital.plan()
+        hospital.control.configure(token="another")
+        with pytest.raises(QureSettingsError, match="token") as failure:
+            hospital.upload(batch)
+        assert QureRetryPolicy().evaluate(failure.value, 1, 3).action.value == "fail"
+        assert hospital.control.count("upload") == 1
+
+    def test_a_wait_that_the_service_asks_for_is_kept(self, hospital):
+        hospital.xray()
+        (batch,) = hospital.plan()
+        busy = Answer(kind="upload", status=429, headers={"Retry-After": "120"}, times=None)
+        hospital.control.inject(busy)
+        with pytest.raises(StepIncompleteError) as failure:
+            hospital.upload(batch)
+        decision = QureRetryPolicy().evaluate(failure.value, 1, 3)
+        assert (decision.action.value, decision.retry_delay.total_seconds()) == ("retry", 120)
+
+    def test_what_may_pass_is_retried(self, hospital):
+        hospital.xray()
+        (batch,) = hospital.plan()
+        hospital.control.inject(Reset(kind="upload", times=None))
+        with pytest.raises(StepIncompleteError) as failure:
+            hospital.upload(batch)
+        assert QureRetryPolicy().evaluate(failure.value, 1, 3).action.value == "default"
+        hospital.control.clear_faults()
+        hospital.upload(batch)
+        assert len(registered(hospital)) == 1
+
+
+class TestTwoMayRunAtOnce:
+    def test_an_orphan_stops_when_a_newer_try_took_the_batch(self, hospital, small_requests, monkeypatch):
+        hospital.ct(count=10)
+        (batch,) = hospital.plan()
+        real = UploadRun._take
+
+        def overtake(self, files, answer):
+            monkeypatch.setattr(UploadRun, "_take", real)
+            with hospital.ledger() as ledger:
+                ledger.take_lease(batch["batch_id"], "the newer try")
+            real(self, files, answer)
+
+        monkeypatch.setattr(UploadRun, "_take", overtake)
+        with pytest.raises(LeaseLostError, match="Another try"):
+            hospital.upload(batch)
+        (row,) = hospital.rows().values()
+        with hospital.ledger() as ledger:
+            assert ledger.acknowledged([row.id])[row.id] == set()
+
+        hospital.upload(batch)
+        assert hospital.rows()[row.uid].uploaded_at
+
+    def test_an_orphan_computes_nothing_more(self, hospital, monkeypatch):
+        hospital.ct("a")
+        hospital.ct("b")
+        batch, other = hospital.plan()
+        hospital.upload(batch)
+        hospital.upload(other)
+        hospital.sql("UPDATE planned SET batch_id = :batch", batch=batch["batch_id"])
+        real = QureHook.compute
+
+        def overtake(self, *arguments, **options):
+            with hospital.ledger() as ledger:
+                ledger.take_lease(batch["batch_id"], "the newer try")
+            return real(self, *arguments, **options)
+
+        monkeypatch.setattr(QureHook, "compute", overtake)
+        with pytest.raises(LeaseLostError):
+            hospital.compute(batch)
+        assert hospital.control.count("compute") == 1
+
+
+class TestCompute:
+    def test_a_series_is_computed_only_when_all_of_it_is_there(self, hospital, small_requests):
+        hospital.ct()
+        (batch,) = hospital.plan()
+        hospital.control.inject(Answer(kind="upload", status=503, skip=2, times=None))
+        with pytest.raises(StepIncompleteError):
+            hospital.upload(batch)
+        hospital.compute(batch)
+        assert hospital.control.count("compute") == 0
+
+    def test_one_that_was_queued_before_is_done(self, hospital):
+        series = hospital.ct()[0].SeriesInstanceUID
+        (batch,) = hospital.plan()
+        hospital.upload(batch)
+        hospital.compute(batch)
+        hospital.sql("UPDATE resources SET computed_at = NULL")
+        hospital.compute(batch)
+        assert hospital.control.count("compute", status=304) == 1
+        row = hospital.rows()[series]
+        assert row.computed_at
+        assert row.doubt == ""
+
+    def test_a_series_that_the_service_does_not_hold_yet_is_retried(self, hospital):
+        series = hospital.ct()[0].SeriesInstanceUID
+        (batch,) = hospital.plan()
+        hospital.upload(batch)
+        hospital.control.inject(Answer(kind="compute", status=404, json_body={"sucess": False}))
+        with pytest.raises(StepIncompleteError, match="was its upload finished") as failure:
+            hospital.compute(batch)
+        assert QureRetryPolicy().evaluate(failure.value, 1, 3).action.value == "default"
+        hospital.compute(batch)
+        assert hospital.rows()[series].computed_at
+
+    def test_a_wrong_source_fails_at_once(self, hospital):
+        hospital.ct()
+        (batch,) = hospital.plan()
+        hospital.upload(batch)
+        hospital.control.configure(source="another")
+        with pytest.raises(QureSettingsError, match="Source"):
+            hospital.compute(batch)
+
+
+def test_an_image_of_another_kind_in_the_folder_is_not_sent(hospital):
+    (film,) = hospital.xray()
+    hospital.put("mr.dcm", image("MR", StudyInstanceUID=film.StudyInstanceUID))
+    hospital.night()
+    assert registered(hospital) == [film.SOPInstanceUID]
