@@ -39,6 +39,13 @@ with DAG(
             title="Marker file",
             description="Or when a file of this name lies in the folder. Empty: the quiet time decides.",
         ),
+        "dry_run": Param(
+            "",
+            type="string",
+            enum=["", "upload", "deliver"],
+            title="Dry run",
+            description="'upload' only shows what would leave the hospital, 'deliver' what its systems would get.",
+        ),
         "recompute": Param(
             False,
             type="boolean",
@@ -57,6 +64,7 @@ with DAG(
     complete >> process_export(
         export="{{ params.export }}",
         recompute="{{ params.recompute }}",
+        dry_run="{{ params.dry_run }}",
         completeness="{{ ti.xcom_pull(task_ids='export_is_complete') }}",
         wait_seconds=18 * 3600,
     )

@@ -44,6 +44,13 @@ with DAG(
             title="Selection",
             description='Rules in place of the safe defaults, such as {"modalities": ["CT"], "minimum_slices": 5}.',
         ),
+        "dry_run": Param(
+            "",
+            type="string",
+            enum=["", "upload", "deliver"],
+            title="Dry run",
+            description="'upload' only shows what would leave the hospital, 'deliver' what its systems would get.",
+        ),
         "recompute": Param(
             False,
             type="boolean",
@@ -58,6 +65,7 @@ with DAG(
         selection="{{ params.selection | tojson }}",
         qure_conn_id="{{ params.qure_conn_id }}",
         recompute="{{ params.recompute }}",
+        dry_run="{{ params.dry_run }}",
         catch_up=False,
         wait_seconds=6 * 3600,
         least_share_of_usual=0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import pendulum
@@ -13,6 +14,7 @@ from qure_provider import settings
 from qure_provider.api.model import Outcome
 from qure_provider.delivery.destination import HeldError, ObjectsParcel, Parcel, ReportParcel
 from qure_provider.dicom.complete import complete_objects
+from qure_provider.dicom.rejection import Rejected
 from qure_provider.dicom.verify import is_simulated, verify_objects
 from qure_provider.hooks.media import Media
 from qure_provider.ledger.deliveries import DeliveryRow, ParcelKind
@@ -79,10 +81,12 @@ class Assembler:
         result = ready_result(self._store, row)
         folder = self._scratch / f"fetched-{number}"
         folder.mkdir()
-        files = [(asset, self._local(row, asset, folder)) for asset in result.assets if asset.kind not in NEVER_ONWARD]
-        objects = [path for asset, path in files if asset.media == Media.DICOM.value]
-        sent = self._ledger.sent_instances(row.identity.study_instance_uid)
-        contradiction = verify_objects(objects, row.identity, sent)
+        fetched = [(asset, self._local(row, asset, folder)) for asset in result.assets]
+        files = [(asset, path) for asset, path in fetched if asset.kind not in NEVER_ONWARD]
+        objects = [path for asset, path in files if _is_dicom(asset)]
+        copies = [path for asset, path in fetched if asset.kind in NEVER_ONWARD and _is_dicom(asset)]
+        sent = self._ledger.sent_uids(row.identity.study_instance_uid)
+        contradiction = verify_objects(objects, row.identity, sent, copies=copies)
         if contradiction and not is_withdrawal:
             raise HeldError(contradiction)
         return _Checked(row, result, files, any(is_simulated(path) for path in objects) or _says_simulated(result))
@@ -93,9 +97,10 @@ class Assembler:
             identity=row.identity,
             facts=row.facts,
             files=(),
-            sop_instance_uids=frozenset(uid for receipt in receipts for uid in receipt.get("sop_instance_uids", ())),
+            objects=tuple(Rejected(*uids) for receipt in receipts for uids in receipt.get("objects", ())),
             folder=row.store_path or "",
-            withdrawn=True,
+            made_at=_moment(delivery),
+            withdrawn_because=self._ledger.deliveries.withdrawn_because(delivery) or "withdrawn",
         )
 
     def _objects(self, delivery: DeliveryRow, row: ResourceRow, checked: _Checked) -> ObjectsParcel:
@@ -111,14 +116,19 @@ class Assembler:
         ]
         folder = self._scratch / "completed"
         folder.mkdir()
-        objects = [path for asset, path in wanted if asset.media == Media.DICOM.value]
-        completed = complete_objects(objects, folder, row.identity, row.facts)
+        objects = [path for asset, path in wanted if _is_dicom(asset)]
+        sent = self._ledger.sent_uids(row.identity.study_instance_uid)
+        completed = complete_objects(objects, folder, row.identity, row.facts, sent)
         return ObjectsParcel(
             identity=row.identity,
             facts=row.facts,
             files=tuple((asset, completed.paths.get(path, path)) for asset, path in wanted),
-            sop_instance_uids=frozenset(completed.sop_instance_uids),
+            objects=tuple(
+                Rejected(item.sop_class_uid, item.sop_instance_uid, item.series_instance_uid)
+                for item in completed.objects.values()
+            ),
             folder=row.store_path or "",
+            made_at=_moment(delivery),
         )
 
     def _report(self, delivery: DeliveryRow, rows: Sequence[ResourceRow], checked: Sequence[_Checked]) -> StudyReport:
@@ -130,7 +140,7 @@ class Assembler:
             product=delivery.product,
             revision=delivery.revision,
             results=tuple(item.result for item in checked),
-            issued=pendulum.from_timestamp(delivery.made_at, tz=settings.timezone()),
+            issued=_moment(delivery),
             pdf=pdf,
         )
 
@@ -161,6 +171,14 @@ def ready_result(store: Store, row: ResourceRow) -> Result:
     if row.outcome is not Outcome.READY or not row.store_path:
         raise HeldError("there is no ready result")
     return Result.from_json(store.read_json(f"{row.store_path}/result.json"))
+
+
+def _moment(delivery: DeliveryRow) -> datetime:
+    return pendulum.from_timestamp(delivery.made_at, tz=settings.timezone())
+
+
+def _is_dicom(asset: Asset) -> bool:
+    return asset.media == Media.DICOM.value
 
 
 def _says_simulated(result: Result) -> bool:

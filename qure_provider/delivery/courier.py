@@ -10,9 +10,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from qure_provider import settings
 from qure_provider.api.model import Meaning, Outcome
 from qure_provider.delivery.assemble import Assembler, ready_result
 from qure_provider.delivery.destination import Arrival, Destination, HeldError, open_destination
@@ -25,6 +23,7 @@ from qure_provider.hooks.receiver import (
 )
 from qure_provider.ledger.deliveries import DeliveryRow, DeliveryState, NewParcel, ParcelKind, Wanted
 from qure_provider.ledger.ledger import Ledger, ResourceRow
+from qure_provider.nights import safe_name
 from qure_provider.reports.result import Result
 from qure_provider.reports.study_report import report_key
 from qure_provider.store import Store
@@ -115,8 +114,13 @@ class Courier:
             parts = pool.map(lambda name: self._deliver_to(name, run_id, give_up, even_if_not_due), names)
             return [trouble for part in parts for trouble in part]
 
-    def render(self, rows: Sequence[ResourceRow], rules: Sequence[Rule], folder: Path) -> int:
-        """Write what would be sent for these resources into a folder, and send nothing.
+    def render(self, rows: Sequence[ResourceRow], rules: Sequence[Rule], folder: str) -> int:
+        """Write what would be sent for these resources into the store, and send nothing.
+
+        Args:
+            rows: Resources, as recorded now.
+            rules: What goes where.
+            folder: Where to, relative to the store's root: a folder for each destination and parcel.
 
         Returns:
             How many parcels.
@@ -124,20 +128,25 @@ class Courier:
         written = 0
         for parcel, wanted in self._all_parcels(rows, rules):
             for item in wanted:
-                if item.state is not DeliveryState.WAITING:
-                    continue
-                delivery = _imagined(parcel, item)
-                target = folder / settings.short_ref(item.destination) / settings.short_ref(parcel.subject)
-                target.mkdir(parents=True, exist_ok=True)
-                with closing(open_destination(item.destination)) as destination, self._store.scratch() as scratch:
-                    try:
-                        content = Assembler(self._store, self._ledger, scratch).assemble(delivery)
-                        destination.render(content, target)
-                    except HeldError as error:
-                        (target / "HELD.txt").write_text(f"{error}\n", encoding="utf-8")
-                (target / "destination.txt").write_text(f"{item.destination}\n", encoding="utf-8")
-                written += 1
+                if item.state is not DeliveryState.NOT_WANTED:
+                    target = f"{folder}/{safe_name(item.destination)}/{parcel.kind.value}-{parcel.subject}"
+                    self._render_one(parcel, item, target)
+                    written += 1
         return written
+
+    def _render_one(self, parcel: NewParcel, item: Wanted, target: str) -> None:
+        with closing(open_destination(item.destination)) as destination, self._store.scratch() as scratch:
+            rendered = scratch / "rendered"
+            rendered.mkdir()
+            try:
+                if item.state is DeliveryState.HELD:
+                    raise HeldError(item.reason)
+                assembled = Assembler(self._store, self._ledger, scratch).assemble(_imagined(parcel, item))
+                destination.render(assembled.content, rendered)
+            except HeldError as error:
+                (rendered / "HELD.txt").write_text(f"{error}\n", encoding="utf-8")
+            for path in sorted(rendered.iterdir()):
+                self._store.put(path, f"{target}/{path.name}")
 
     def _all_parcels(
         self, rows: Sequence[ResourceRow], rules: Sequence[Rule]

@@ -6,6 +6,7 @@ import ipaddress
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 from airflow.sdk import BaseHook
 
 from qure_provider.dicom.model import Identity, StudyFacts
+from qure_provider.dicom.rejection import Rejected
 from qure_provider.hooks.receiver import ReceiverSettingsError
 from qure_provider.ledger.deliveries import ParcelKind
 from qure_provider.reports.result import Asset
@@ -32,17 +34,19 @@ class ObjectsParcel:
         identity: Whose they are.
         facts: What else the source says of the study.
         files: Each file with its local path: DICOM objects completed from the source, others as fetched.
-        sop_instance_uids: Of the DICOM objects among them.
+        objects: The DICOM objects among them; of a withdrawal those that are taken back.
         folder: Where they lie in the store.
-        withdrawn: Whether they are taken back.
+        made_at: When this revision, or the withdrawal, was made, with its zone.
+        withdrawn_because: Why they are taken back; empty where they are not.
     """
 
     identity: Identity
     facts: StudyFacts
     files: tuple[tuple[Asset, Path], ...]
-    sop_instance_uids: frozenset[str]
+    objects: tuple[Rejected, ...]
     folder: str
-    withdrawn: bool = False
+    made_at: datetime
+    withdrawn_because: str = ""
 
 
 @dataclass(frozen=True, slots=True)

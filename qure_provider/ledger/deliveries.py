@@ -418,6 +418,21 @@ class Deliveries:
                 why=why,
             )
 
+    def withdrawn_because(self, delivery: DeliveryRow) -> str:
+        """Return why what a destination was delivered is taken back; empty if it is not."""
+        query = (
+            select(events.c.detail)
+            .where(
+                events.c.kind == Event.WITHDRAWN.value,
+                events.c.study_instance_uid == delivery.study_instance_uid,
+                events.c.subject == delivery.subject,
+            )
+            .order_by(events.c.id.desc())
+        )
+        with self._engine.begin() as connection:
+            details = connection.scalars(query).all()
+        return next((detail["why"] for detail in details if detail["destination"] == delivery.destination), "")
+
     def receipts(self, kind: ParcelKind, subject: str, destination: str) -> list[Mapping[str, Any]]:
         """Return the receipts of every revision of a parcel at a destination."""
         condition = and_(

@@ -523,11 +523,10 @@ class Ledger:
             identities = self._identities(connection, {row["study_id"] for row in newest.values()})
         return [_resource_row(row, identities[row["study_id"]], None) for row in newest.values()]
 
-    def sent_instances(self, study_instance_uid: str) -> frozenset[str]:
-        """Return the SOPInstanceUIDs of a study that the service acknowledged, in any revision."""
-        query = (
-            select(acknowledged.c.sop_instance_uid)
-            .join(resources, resources.c.id == acknowledged.c.resource_id)
+    def sent_uids(self, study_instance_uid: str) -> frozenset[str]:
+        """Return the SOPInstanceUIDs of a study that the service acknowledged, in any revision, and their series'."""
+        of_study = (
+            select(resources.c.id)
             .join(studies, studies.c.id == resources.c.study_id)
             .where(studies.c.study_instance_uid == study_instance_uid)
         )

@@ -17,6 +17,7 @@ from qure_provider import settings
 from qure_provider.delivery.rules import rules_from
 from qure_provider.ledger.batch_ref import BatchRef
 from qure_provider.operators.base import QureOperator
+from qure_provider.operators.dry_run import ShowOnly, show_only_of
 from qure_provider.operators.troubles import tell_of_troubles
 from qure_provider.operators.work import BatchWork, open_batch
 from qure_provider.retries import StepIncompleteError
@@ -24,7 +25,7 @@ from qure_provider.triggers.alerts import Paging, channel_of, check_paging, send
 from qure_provider.triggers.results import QureResultsTrigger, ResultsEvent, Wake, alert_about, pace, run_facts
 
 if TYPE_CHECKING:
-    from qure_provider.api.model import ResultAnswer
+    from qure_provider.api.model import Outcome, ResultAnswer
     from qure_provider.hooks.qure import QureHook
     from qure_provider.ledger.ledger import ResourceRow
 
@@ -51,13 +52,14 @@ class QureCollectBatchOperator(QureOperator):
         page_findings: Finding or decision keys that people are told of.
         deliver_to: Destinations that get everything: connection ids, or folders' URLs.
         rules: What goes where, as ``delivery.rules.rules_from`` takes it; they stand before ``deliver_to``.
+        show_only: With ``deliver`` nothing is delivered.
         first_poll_seconds: Between deferring and the first question; None for ``[qure] first_poll_seconds``.
         max_poll_seconds: Longest time between two questions; None for ``[qure] max_poll_seconds``.
         settle_seconds: Between two looks at a ready result's files; None for ``[qure] settle_seconds``.
         kwargs: See ``QureOperator``.
     """
 
-    template_fields = ("batch", "qure_conn_id")
+    template_fields = ("batch", "show_only", "qure_conn_id")
     ui_color = "#efe3f4"
 
     def __init__(
@@ -70,6 +72,7 @@ class QureCollectBatchOperator(QureOperator):
         page_findings: Sequence[str] = (),
         deliver_to: Sequence[str] = (),
         rules: Sequence[Mapping[str, Any]] = (),
+        show_only: str | None = None,
         first_poll_seconds: float | None = None,
         max_poll_seconds: float | None = None,
         settle_seconds: float | None = None,
@@ -78,6 +81,7 @@ class QureCollectBatchOperator(QureOperator):
         super().__init__(**kwargs)
         check_paging(notifiers, page_on)
         self.rules = rules_from(deliver_to, rules)
+        self.show_only = show_only
         self.batch = batch
         self.store_root = store_root
         self.notifiers = [notifier.serialize() for notifier in notifiers]
@@ -118,7 +122,7 @@ class QureCollectBatchOperator(QureOperator):
                     failed = self._take(context, work, hook, rows, set(done))
             left = [row for row in work.rows() if row.uploaded_at is not None and not row.is_over]
             if is_deadline or time.time() >= work.run.deadline:
-                _end_waiting(work, left)
+                _end_waiting(work, [row for row in left if row.id not in failed])
                 left = []
             self._deliver(context, work, {row.id for row in rows})
             waiting = [row for row in left if row.id not in failed]
@@ -157,7 +161,7 @@ class QureCollectBatchOperator(QureOperator):
                 ready.append((row, answer))
             elif answer is not None:
                 denied += answer.outcome is Outcome.DENIED
-                work.ledger.record_answer(row.id, answer, settled=row.id in done and not answer.outcome.is_final)
+                work.ledger.record_answer(row.id, answer, settled=row.id in done and _is_taken(answer))
         if denied == len(rows):
             raise QureSettingsError(
                 "The service denies every result of this batch: check the connection's Source, and that the images "
@@ -173,6 +177,7 @@ class QureCollectBatchOperator(QureOperator):
             work.check()
             if error is not None:
                 failed[row.id] = error
+                work.ledger.record_failure([row.id], _outcome_without_files(row, error), f"fetching: {error}")
         return failed
 
     def _alert(self, context: Context, work: BatchWork, ready: list[tuple[ResourceRow, ResultAnswer]]) -> None:
@@ -195,13 +200,14 @@ class QureCollectBatchOperator(QureOperator):
 
     def _deliver(self, context: Context, work: BatchWork, touched: set[int]) -> None:
         """Take what was fetched onward. What cannot be delivered now is owed, and does not hold the batch."""
-        if not self.rules:
+        if not self.rules or show_only_of(self.show_only) is ShowOnly.DELIVER:
             return
         from qure_provider.delivery.courier import Courier
         from qure_provider.delivery.rules import destinations_of
 
         courier = Courier(work.store, work.ledger, work.owner)
-        courier.enqueue(work.run.id, [row for row in work.rows() if row.id in touched], self.rules)
+        rows = [row for row in work.rows() if row.id in touched]
+        courier.enqueue(work.run.id, rows, self.rules)
         troubles = courier.deliver(destinations_of(self.rules), run_id=work.run.id, seconds=DELIVER_SECONDS)
         tell_of_troubles(work.ledger, self.notifiers, troubles, run_facts(context))
 
@@ -246,6 +252,22 @@ def _fetch(work: BatchWork, hook: QureHook, row: ResourceRow, answer: ResultAnsw
     work.ledger.record_answer(row.id, answer, store_path=folder, settled=is_settled)
 
 
+def _is_taken(answer: ResultAnswer) -> bool:
+    """Whether an answer that the trigger stopped asking for is the last; one that is processed again is not."""
+    from qure_provider.api.model import Outcome
+
+    return not answer.outcome.is_final and (answer.outcome is not Outcome.PENDING or bool(answer.stage))
+
+
+def _outcome_without_files(row: ResourceRow, error: Exception) -> Outcome:
+    from qure_provider.api.errors import QureRejectedError
+    from qure_provider.api.model import Outcome
+
+    if row.outcome is Outcome.READY:
+        return Outcome.READY
+    return Outcome.FAILED if isinstance(error, QureRejectedError) else Outcome.PENDING
+
+
 def _end_waiting(work: BatchWork, left: Iterable[ResourceRow]) -> None:
     from qure_provider.api.model import Outcome
 
@@ -258,15 +280,18 @@ def _in_parallel(
     action: Callable[[ResourceRow], _T], rows: Sequence[ResourceRow]
 ) -> Iterable[tuple[ResourceRow, _T | None, Exception | None]]:
     """Apply an action to each row, a few at once, in order; a wrong setting stops it, other errors are returned."""
-    from qure_provider.api.errors import QureError, QureSettingsError
+    from qure_provider.api.errors import QureError, QureSettingsError, QureTransientError
 
     def attempt(row: ResourceRow) -> tuple[ResourceRow, _T | None, Exception | None]:
         try:
             return row, action(row), None
         except QureSettingsError:
             raise
-        except (QureError, OSError) as error:
+        except QureError as error:
             return row, None, error
+        except OSError as error:
+            problem = error.strerror or type(error).__name__
+            return row, None, QureTransientError(f"the store could not be used ({problem}): check its disk and access")
 
     with ThreadPoolExecutor(PARALLEL) as pool:
         yield from pool.map(attempt, rows)

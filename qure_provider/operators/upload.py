@@ -11,6 +11,7 @@ from airflow.sdk.definitions.context import Context
 
 from qure_provider import settings
 from qure_provider.operators.base import QureOperator
+from qure_provider.operators.dry_run import ShowOnly, show_only_of, show_upload
 from qure_provider.operators.work import BatchWork, open_batch
 from qure_provider.retries import StepIncompleteError
 
@@ -117,17 +118,25 @@ class QureUploadBatchOperator(QureOperator):
         batch: One of the batches that the plan returned.
         identity_policy: See ``settings.identity_policy``.
         store_root: The store's root; None for ``[qure] store_root``.
+        show_only: With ``upload`` nothing is sent: what would leave is written into the run's folder in the store.
         kwargs: See ``QureOperator``.
     """
 
-    template_fields = ("batch", "identity_policy", "qure_conn_id")
+    template_fields = ("batch", "identity_policy", "show_only", "qure_conn_id")
     ui_color = "#dbe9f6"
 
     def __init__(
-        self, *, batch: Any, identity_policy: str | None = None, store_root: str | None = None, **kwargs: Any
+        self,
+        *,
+        batch: Any,
+        identity_policy: str | None = None,
+        store_root: str | None = None,
+        show_only: str | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.batch = batch
+        self.show_only = show_only
         self.identity_policy = identity_policy
         self.store_root = store_root
 
@@ -136,7 +145,10 @@ class QureUploadBatchOperator(QureOperator):
         settings.identity_policy(self.identity_policy)
         with open_batch(self.batch, self.store_root, context) as work:
             todo = [row for row in work.rows() if row.uploaded_at is None]
-            if todo:
+            if show_only_of(self.show_only) is ShowOnly.UPLOAD:
+                path = show_upload(work, {row.id: _files_of(work, row) for row in todo})
+                self.log.info("Dry run: nothing was sent; what would be is in the store: %s", path)
+            elif todo:
                 self._upload(work, todo)
 
     def _upload(self, work: BatchWork, todo: list[ResourceRow]) -> None:

@@ -36,6 +36,7 @@ def process_export(
     page_findings: Sequence[str] = (),
     deliver_to: Sequence[str] = (),
     rules: Sequence[Mapping[str, Any]] = (),
+    dry_run: str | None = None,
     first_poll_seconds: float | None = None,
     max_poll_seconds: float | None = None,
     settle_seconds: float | None = None,
@@ -67,6 +68,8 @@ def process_export(
         page_findings: Finding or decision keys that people are told of.
         deliver_to: Destinations that get everything: connection ids (DICOM, DICOMweb, MLLP, FHIR), or folders' URLs.
         rules: What goes where, as ``delivery.rules.rules_from`` takes it; they stand before ``deliver_to``.
+        dry_run: ``upload`` writes what would leave the hospital into the run's folder in the store and sends nothing;
+            ``deliver`` does all but deliver, and writes the exact messages there.
         first_poll_seconds: See ``QureCollectBatchOperator``.
         max_poll_seconds: See ``QureCollectBatchOperator``.
         settle_seconds: See ``QureCollectBatchOperator``.
@@ -79,11 +82,12 @@ def process_export(
     common: dict[str, Any] = {"qure_conn_id": qure_conn_id, "store_root": store_root}
     upload_arguments: dict[str, Any] = {
         "identity_policy": identity_policy,
+        "show_only": dry_run,
         "max_active_tis_per_dagrun": parallel_uploads,
         "map_index_template": _LABEL,
         **common,
     }
-    onward: dict[str, Any] = {"deliver_to": deliver_to, "rules": rules, "notifiers": notifiers}
+    onward: dict[str, Any] = {"deliver_to": deliver_to, "rules": rules, "notifiers": notifiers, "show_only": dry_run}
     collect_arguments: dict[str, Any] = {
         **onward,
         "page_on": page_on,
