@@ -25,7 +25,7 @@ from qure_provider.triggers.alerts import Paging, channel_of, check_paging, send
 from qure_provider.triggers.results import QureResultsTrigger, ResultsEvent, Wake, alert_about, pace, run_facts
 
 if TYPE_CHECKING:
-    from qure_provider.api.model import Outcome, ResultAnswer
+    from qure_provider.api.model import ResultAnswer
     from qure_provider.hooks.qure import QureHook
     from qure_provider.ledger.ledger import ResourceRow
 
@@ -175,9 +175,11 @@ class QureCollectBatchOperator(QureOperator):
             lambda row: _fetch(work, hook, row, answers[row.id], is_settled=row.id in done), [row for row, _ in ready]
         ):
             work.check()
-            if error is not None:
+            if isinstance(error, QureRejectedError):
+                work.ledger.record_failure([row.id], Outcome.FAILED, f"fetching: {error}")
+            elif error is not None:
                 failed[row.id] = error
-                work.ledger.record_failure([row.id], _outcome_without_files(row, error), f"fetching: {error}")
+                work.ledger.record_failure([row.id], row.outcome or Outcome.PENDING, f"fetching: {error}")
         return failed
 
     def _alert(self, context: Context, work: BatchWork, ready: list[tuple[ResourceRow, ResultAnswer]]) -> None:
@@ -237,6 +239,7 @@ def _fetch(work: BatchWork, hook: QureHook, row: ResourceRow, answer: ResultAnsw
     from qure_provider.operators.fetching import fetch_result
     from qure_provider.store import result_folder
 
+    work.check()
     study = row.identity.study_instance_uid
     folder = result_folder(study, row.series_instance_uid, row.uid, row.route, row.revision)
     fetch_result(
@@ -257,15 +260,6 @@ def _is_taken(answer: ResultAnswer) -> bool:
     from qure_provider.api.model import Outcome
 
     return not answer.outcome.is_final and (answer.outcome is not Outcome.PENDING or bool(answer.stage))
-
-
-def _outcome_without_files(row: ResourceRow, error: Exception) -> Outcome:
-    from qure_provider.api.errors import QureRejectedError
-    from qure_provider.api.model import Outcome
-
-    if row.outcome is Outcome.READY:
-        return Outcome.READY
-    return Outcome.FAILED if isinstance(error, QureRejectedError) else Outcome.PENDING
 
 
 def _end_waiting(work: BatchWork, left: Iterable[ResourceRow]) -> None:

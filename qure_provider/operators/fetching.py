@@ -82,8 +82,12 @@ def fetch_result(
 
 
 def _stored(store: Store, folder: str) -> tuple[Asset, ...]:
+    """Return what an earlier look brought; of a listing that cannot be read, nothing: all is fetched anew."""
     path = f"{folder}/result.json"
-    return Result.from_json(store.read_json(path)).assets if store.exists(path) else ()
+    try:
+        return Result.from_json(store.read_json(path)).assets if store.exists(path) else ()
+    except ValueError:
+        return ()
 
 
 def _wanted(answer: ResultAnswer) -> list[tuple[str, int, str]]:

@@ -197,8 +197,8 @@ class QureResultsTrigger(BaseTrigger):
         yield TriggerEvent(event.to_payload())  # type: ignore[no-untyped-call]
 
     async def _wait(self, client: QureAsyncClient, targets: list[Target]) -> ResultsEvent:
-        first = time.time() + self.pace["first_poll"]
-        due = [(first + random.uniform(0, 1), target.key) for target in targets]  # noqa: S311
+        now = time.time()
+        due = [(now + self._first_wait(target) + random.uniform(0, 1), target.key) for target in targets]  # noqa: S311
         heapq.heapify(due)
         by_key = {target.key: target for target in targets}
         done: dict[int, float] = {}
@@ -262,6 +262,10 @@ class QureResultsTrigger(BaseTrigger):
             if self.batch_id is not None:
                 await asyncio.to_thread(self._record, target.key, errors)
         return True
+
+    def _first_wait(self, target: Target) -> float:
+        first = self.pace["first_poll"]
+        return first if target.ready_at is None else max(first, self.pace["settle"])
 
     def _next_interval(self, target: Target, retry_after: float | None) -> float:
         target.interval = min(max(target.interval * GROWTH, self.pace["first_poll"]), self.pace["max_poll"])

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from pipeline_kit import Hospital
+from pipeline_kit import Hospital, Pager
 from tenacity import wait_none
 
 from qure_provider.emulator.server import running_emulator
@@ -38,6 +38,7 @@ def connected(emulator, monkeypatch):
     monkeypatch.setenv("AIRFLOW__QURE__IDENTITY_POLICY", "identified")
     monkeypatch.setattr(retry, "BACKOFF", wait_none())
     monkeypatch.setattr(alerts, "PAUSES_SECONDS", (0.0, 0.01, 0.01))
+    Pager.reset()
     monkeypatch.setattr(results_trigger.random, "uniform", lambda low, high: low)
     return emulator
 

@@ -6,8 +6,10 @@ import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
+from airflow.sdk import AsyncCallback, BaseNotifier
 from airflow.sdk.exceptions import TaskDeferred
 from airflow.sdk.module_loading import import_string
 from pydicom import uid
@@ -78,6 +80,41 @@ def slices(count=10, **values):
         image("CT", InstanceNumber=number + 1, ImagePositionPatient=[0, 0, number * 5.0], **shared)
         for number in range(count)
     ]
+
+
+class Pager(BaseNotifier):
+    """Tells people by noting what it would say.
+
+    Attributes:
+        told: What was said, and where: in a ``task`` or in the ``triggerer``.
+        problems: What the next tries end with.
+        tries: How many tries there were.
+    """
+
+    template_fields = ("message",)
+    told: ClassVar[list[tuple[str, str]]] = []
+    problems: ClassVar[list[BaseException]] = []
+    tries: ClassVar[int] = 0
+    where: ClassVar[str] = "task"
+
+    def __init__(self, message, **arguments):
+        super().__init__(**arguments)
+        self.message = message
+
+    @classmethod
+    def reset(cls):
+        cls.told, cls.problems, cls.tries, cls.where = [], [], 0, "task"
+
+    @classmethod
+    def callback(cls, message="{{ alert.study_ref }}"):
+        """What a DAG passes as one of its notifiers."""
+        return AsyncCallback(f"{cls.__module__}.{cls.__qualname__}", kwargs={"message": message})
+
+    async def async_notify(self, context):
+        Pager.tries += 1
+        if Pager.problems:
+            raise Pager.problems.pop(0)
+        Pager.told.append((Pager.where, self.message))
 
 
 class State(dict):
@@ -249,7 +286,11 @@ def fire(trigger):
     """Run a trigger as the triggerer would: rebuilt from its row; return its event's payload."""
     path, arguments = trigger.serialize()
     rebuilt = import_string(path)(**json.loads(json.dumps(arguments)))
-    return asyncio.run(_first(rebuilt))
+    Pager.where = "triggerer"
+    try:
+        return asyncio.run(_first(rebuilt))
+    finally:
+        Pager.where = "task"
 
 
 async def _first(trigger):
