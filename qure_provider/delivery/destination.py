@@ -104,8 +104,8 @@ class Destination(Protocol):
 
 
 _CLASSES = {
-    "dicom": "qure_provider.delivery.objects.DicomDestination",
-    "dicomweb": "qure_provider.delivery.objects.DicomWebDestination",
+    "dicom": "qure_provider.delivery.archives.DicomDestination",
+    "dicomweb": "qure_provider.delivery.archives.DicomWebDestination",
     "mllp": "qure_provider.delivery.messages.MllpDestination",
     "fhir": "qure_provider.delivery.messages.FhirDestination",
 }
@@ -118,7 +118,7 @@ def open_destination(name: str) -> Destination:
         ReceiverSettingsError: If there is no such connection, or its type is none that receives results.
     """
     if "://" in name:
-        return _load("qure_provider.delivery.objects.FolderDestination", name)
+        return _load("qure_provider.delivery.folder.FolderDestination", name)
     try:
         connection = BaseHook.get_connection(name)
     except Exception as error:

@@ -1,0 +1,58 @@
+"""A folder, or object storage, as a destination."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from qure_provider.delivery.destination import Arrival, ObjectsParcel, Receipt
+from qure_provider.ledger.deliveries import ParcelKind
+from qure_provider.store import Store
+
+
+class FolderDestination:
+    """A folder that gets ``<StudyInstanceUID>/<result>/`` with a result's files, each whole or not at all.
+
+    Args:
+        name: Its URL: ``file:///mnt/results``, or any that ``ObjectStoragePath`` understands.
+    """
+
+    takes = ParcelKind.OBJECTS
+
+    def __init__(self, name: str) -> None:
+        self._store = Store(name)
+        self.is_loopback = isinstance(self._store.root, Path)
+
+    def send(self, parcel: ObjectsParcel) -> Receipt:
+        """Copy the files, or note beside them that they are withdrawn."""
+        folder = parcel.folder.removeprefix("studies/")
+        with self._store.scratch() as scratch:
+            self.render(parcel, scratch)
+            for path in sorted(scratch.iterdir()):
+                self._store.put(path, f"{folder}/{path.name}")
+        return {
+            "folder": folder,
+            "sha256": [asset.sha256 for asset, _ in parcel.files],
+            "objects": [
+                [item.sop_class_uid, item.sop_instance_uid, item.series_instance_uid] for item in parcel.objects
+            ],
+        }
+
+    def arrived(self, parcel: ObjectsParcel) -> Arrival:
+        """Look whether every file is there."""
+        folder = parcel.folder.removeprefix("studies/")
+        names = [asset.name for asset, _ in parcel.files]
+        there = all(self._store.exists(f"{folder}/{name}") for name in names)
+        return Arrival.ARRIVED if names and there else Arrival.ABSENT
+
+    def render(self, parcel: ObjectsParcel, folder: Path) -> None:
+        """Write the files."""
+        for asset, path in parcel.files:
+            shutil.copyfile(path, folder / asset.name)
+        if parcel.withdrawn_because:
+            note = {"withdrawn": parcel.made_at.isoformat(), "because": parcel.withdrawn_because}
+            (folder / "WITHDRAWN.json").write_text(json.dumps(note) + "\n", encoding="utf-8")
+
+    def close(self) -> None:
+        """Nothing to let go of."""
