@@ -1,8 +1,10 @@
-"""What Airflow learns about this provider; it must import nothing."""
+"""What Airflow learns about this provider; it must import nothing heavy."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from qure_provider import connection_forms
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -33,7 +35,12 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": ["qure_provider.sensors.results", "qure_provider.sensors.export"],
             }
         ],
-        "hooks": [{"integration-name": "Qure.ai Platform API", "python-modules": ["qure_provider.hooks.qure"]}],
+        "hooks": [
+            {
+                "integration-name": "Qure.ai Platform API",
+                "python-modules": ["qure_provider.hooks.qure", "qure_provider.hooks.mllp"],
+            }
+        ],
         "triggers": [
             {
                 "integration-name": "Qure.ai Platform API",
@@ -53,96 +60,24 @@ def get_provider_info() -> dict[str, Any]:
                         "password": "the token issued by Qure",
                     },
                 },
-                "conn-fields": _QURE_CONN_FIELDS,
-            }
+                "conn-fields": connection_forms.QURE,
+            },
+            {
+                "connection-type": "mllp",
+                "hook-class-name": "qure_provider.hooks.mllp.MllpHook",
+                "hook-name": "HL7 v2 (MLLP)",
+                "ui-field-behaviour": {
+                    "hidden-fields": ["login", "schema", "extra"],
+                    "relabeling": {"password": "Client key passphrase"},
+                    "placeholders": {"host": "ris.hospital.example", "port": "2575 (default)"},
+                },
+                "conn-fields": connection_forms.MLLP,
+            },
         ],
+        "extra-links": ["qure_provider.links.NightSummaryLink"],
         "cli": ["qure_provider.cli.get_qure_cli_commands"],
         "config": {"qure": {"description": "Settings of the Qure.ai provider.", "options": _CONFIG_OPTIONS}},
     }
-
-
-_QURE_CONN_FIELDS: dict[str, Any] = {
-    "source": {
-        "label": "Source",
-        "description": "The Source that Qure issued together with the token; it names your workspace.",
-        "schema": {"type": ["string", "null"]},
-    },
-    "verify": {
-        "label": "Verify TLS",
-        "description": "Check the server's certificate. Switch off only for a test server.",
-        "schema": {"type": ["boolean", "null"], "default": True},
-    },
-    "ca_bundle": {
-        "label": "CA bundle",
-        "description": "Path of a PEM file with the certificate authority to trust, on every worker and triggerer.",
-        "schema": {"type": ["string", "null"]},
-    },
-    "proxies": {
-        "label": "Proxies",
-        "description": 'A proxy URL, or JSON such as {"https": "http://proxy:3128"}.',
-        "schema": {"type": ["string", "null"]},
-    },
-    "connect_timeout": {
-        "label": "Connect timeout (s)",
-        "description": "Seconds to wait for a connection.",
-        "schema": {"type": ["number", "null"], "default": 10, "minimum": 0.1},
-    },
-    "read_timeout": {
-        "label": "Idle timeout (s)",
-        "description": "Seconds without a single byte after which a request is given up.",
-        "schema": {"type": ["number", "null"], "default": 120, "minimum": 0.1},
-    },
-    "requests_per_second": {
-        "label": "Polling ceiling (requests/s)",
-        "description": "At most so many questions for results a second, all triggerers together.",
-        "schema": {"type": ["number", "null"], "default": 10, "minimum": 0.01},
-    },
-    "triggerers": {
-        "label": "Triggerers",
-        "description": "How many triggerers run; each takes an equal share of the polling ceiling.",
-        "schema": {"type": ["integer", "null"], "default": 1, "minimum": 1},
-    },
-    "xray_results": {
-        "label": "X-ray results",
-        "description": "v2 is the current endpoint; v1 is deprecated by the vendor.",
-        "schema": {"type": ["string", "null"], "default": "v2", "enum": ["v2", "v1"]},
-    },
-    "upload_dialect": {
-        "label": "Upload dialect",
-        "description": "form-data is the current one; related is that of the vendor's older pages.",
-        "schema": {"type": ["string", "null"], "default": "form-data", "enum": ["form-data", "related"]},
-    },
-    "max_request_bytes": {
-        "label": "Largest upload request (bytes)",
-        "description": "The vendor recommends no more than 100 MB a request.",
-        "schema": {"type": ["integer", "null"], "default": 100_000_000, "minimum": 1_000_000, "maximum": 100_000_000},
-    },
-    "parallel_uploads": {
-        "label": "Parallel uploads",
-        "description": "Upload requests under way at once in one task.",
-        "schema": {"type": ["integer", "null"], "default": 4, "minimum": 1, "maximum": 32},
-    },
-    "max_answer_bytes": {
-        "label": "Largest answer (bytes)",
-        "description": "A longer answer of the service is refused.",
-        "schema": {"type": ["integer", "null"], "default": 16_777_216, "minimum": 1024, "maximum": 1_073_741_824},
-    },
-    "max_asset_bytes": {
-        "label": "Largest result file (bytes)",
-        "description": "A longer file of a result is refused.",
-        "schema": {"type": ["integer", "null"], "default": 2_147_483_648, "minimum": 1024, "maximum": 2**40},
-    },
-    "max_assets": {
-        "label": "Most files of one result",
-        "description": "A result that offers more is refused.",
-        "schema": {"type": ["integer", "null"], "default": 1000, "minimum": 1, "maximum": 1_000_000},
-    },
-    "allow_plain_http": {
-        "label": "Allow plain http",
-        "description": "Needed for any host but this machine without TLS; patient data is then readable on the way.",
-        "schema": {"type": ["boolean", "null"], "default": False},
-    },
-}
 
 
 def _option(description: str, default: str | None, *, kind: str = "string", **more: Any) -> dict[str, Any]:

@@ -1,0 +1,179 @@
+"""The connection types' forms in the Airflow UI, as data; it must import nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def _field(label: str, description: str, kind: str = "string", default: Any = None, **more: Any) -> dict[str, Any]:
+    schema = {"type": [kind, "null"], **more}
+    if default is not None:
+        schema["default"] = default
+    return {"label": label, "description": description, "schema": schema}
+
+
+QURE: dict[str, Any] = {
+    "source": _field("Source", "The Source that Qure issued together with the token; it names your workspace."),
+    "verify": _field(
+        "Verify TLS", "Check the server's certificate. Switch off only for a test server.", "boolean", True
+    ),
+    "ca_bundle": _field(
+        "CA bundle", "Path of a PEM file with the certificate authority to trust, on every worker and triggerer."
+    ),
+    "proxies": _field("Proxies", 'A proxy URL, or JSON such as {"https": "http://proxy:3128"}.'),
+    "connect_timeout": _field("Connect timeout (s)", "Seconds to wait for a connection.", "number", 10, minimum=0.1),
+    "read_timeout": _field(
+        "Idle timeout (s)",
+        "Seconds without a single byte after which a request is given up.",
+        "number",
+        120,
+        minimum=0.1,
+    ),
+    "requests_per_second": _field(
+        "Polling ceiling (requests/s)",
+        "At most so many questions for results a second, all triggerers together.",
+        "number",
+        10,
+        minimum=0.01,
+    ),
+    "triggerers": _field(
+        "Triggerers",
+        "How many triggerers run; each takes an equal share of the polling ceiling.",
+        "integer",
+        1,
+        minimum=1,
+    ),
+    "xray_results": _field(
+        "X-ray results",
+        "v2 is the current endpoint; v1 is deprecated by the vendor.",
+        "string",
+        "v2",
+        enum=["v2", "v1"],
+    ),
+    "upload_dialect": _field(
+        "Upload dialect",
+        "form-data is the current one; related is that of the vendor's older pages.",
+        "string",
+        "form-data",
+        enum=["form-data", "related"],
+    ),
+    "max_request_bytes": _field(
+        "Largest upload request (bytes)",
+        "The vendor recommends no more than 100 MB a request.",
+        "integer",
+        100000000,
+        minimum=1000000,
+        maximum=100000000,
+    ),
+    "parallel_uploads": _field(
+        "Parallel uploads", "Upload requests under way at once in one task.", "integer", 4, minimum=1, maximum=32
+    ),
+    "max_answer_bytes": _field(
+        "Largest answer (bytes)",
+        "A longer answer of the service is refused.",
+        "integer",
+        16777216,
+        minimum=1024,
+        maximum=1073741824,
+    ),
+    "max_asset_bytes": _field(
+        "Largest result file (bytes)",
+        "A longer file of a result is refused.",
+        "integer",
+        2147483648,
+        minimum=1024,
+        maximum=1099511627776,
+    ),
+    "max_assets": _field(
+        "Most files of one result", "A result that offers more is refused.", "integer", 1000, minimum=1, maximum=1000000
+    ),
+    "allow_plain_http": _field(
+        "Allow plain http",
+        "Needed for any host but this machine without TLS; patient data is then readable on the way.",
+        "boolean",
+        False,
+    ),
+}
+
+MLLP: dict[str, Any] = {
+    "processing_id": _field(
+        "Processing ID",
+        "MSH-11: P for production, T while the interface is tested. Nothing is sent until it is set.",
+        enum=["P", "T"],
+    ),
+    "version": _field("HL7 version", "MSH-12.", "string", "2.5.1", enum=["2.5.1", "2.4", "2.3.1"]),
+    "sending_application": _field("Sending application", "MSH-3; components divided by ^.", "string", "QURE-AI"),
+    "sending_facility": _field("Sending facility", "MSH-4."),
+    "receiving_application": _field("Receiving application", "MSH-5."),
+    "receiving_facility": _field("Receiving facility", "MSH-6."),
+    "acknowledgement": _field(
+        "Acknowledgement",
+        "original: the application's; enhanced: commit and application on the same connection; commit: only that it is stored.",
+        "string",
+        "original",
+        enum=["original", "enhanced", "commit"],
+    ),
+    "character_set": _field(
+        "Character set",
+        "MSH-18. A report that it cannot hold is not sent.",
+        "string",
+        "UNICODE UTF-8",
+        enum=[
+            "UNICODE UTF-8",
+            "ASCII",
+            "8859/1",
+            "8859/2",
+            "8859/3",
+            "8859/4",
+            "8859/5",
+            "8859/6",
+            "8859/7",
+            "8859/8",
+            "8859/9",
+            "8859/15",
+        ],
+    ),
+    "report_status": _field(
+        "Result status",
+        "OBR-25 and OBX-11: R not verified, P preliminary. There is no final.",
+        "string",
+        "R",
+        enum=["R", "P"],
+    ),
+    "withdrawn_status": _field(
+        "Status of a withdrawal",
+        "OBR-25 of a withdrawal; its observations always have W.",
+        "string",
+        "C",
+        enum=["C", "X", "W"],
+    ),
+    "include_scores": _field("Send scores", "Scores, and decisions made by them, as observations.", "boolean", False),
+    "include_pdf": _field("Send the PDF", "The report's PDF as OBX of type ED.", "boolean", False),
+    "places": _field(
+        "Field places", 'JSON: what stands where, such as {"OBR-19": "{accession_number}", "OBR-18": ""}.'
+    ),
+    "retry_codes": _field(
+        "Retried refusals",
+        "Which of AE AR CE CR are tried again, where the receiver gives no error condition.",
+        "string",
+        "AE CE",
+    ),
+    "tls": _field("TLS", "Encrypt the connection.", "boolean", False),
+    "verify": _field("Verify TLS", "Check the receiver's certificate.", "boolean", True),
+    "ca_bundle": _field(
+        "CA bundle", "PEM file or folder of the authority to trust, on every worker. Empty: the system's."
+    ),
+    "client_certificate": _field("Client certificate", "PEM file, if the receiver wants one."),
+    "client_key": _field("Client key", "PEM file of its key, if apart."),
+    "connect_timeout": _field(
+        "Connect timeout (s)", "For TCP, and again for TLS.", "number", 10, minimum=0.1, maximum=600
+    ),
+    "response_timeout": _field(
+        "Response timeout (s)",
+        "From the first byte sent to the acknowledgement.",
+        "number",
+        60,
+        minimum=0.1,
+        maximum=3600,
+    ),
+}
