@@ -136,6 +136,7 @@ class Hospital:
         emulator: The running emulator.
         run: What tasks see of their run.
         events: What the triggers of the last wait fired.
+    meanwhile: Called before a trigger begins to poll: what happens at the service while a task waits.
     """
 
     def __init__(self, folder: Path, emulator):
@@ -145,6 +146,7 @@ class Hospital:
         self.emulator = emulator
         self.control = emulator.control
         self.events = []
+        self.meanwhile = lambda: None
         self.new_run()
 
     def new_run(self, run_id="scheduled__1", *, dag_id="night", clear_number=0):
@@ -225,6 +227,7 @@ class Hospital:
             try:
                 return step()
             except TaskDeferred as deferred:
+                self.meanwhile()
                 event = fire(deferred.trigger)
                 self.events.append(event)
                 arguments = {**(deferred.kwargs or {}), "event": event}
