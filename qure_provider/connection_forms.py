@@ -108,7 +108,7 @@ MLLP: dict[str, Any] = {
     "receiving_facility": _field("Receiving facility", "MSH-6."),
     "acknowledgement": _field(
         "Acknowledgement",
-        "original: the application's; enhanced: commit and application, on one connection; commit: only that it is stored.",
+        "original: the application's; enhanced: commit and application on one connection; commit: only commit.",
         "string",
         "original",
         enum=["original", "enhanced", "commit"],
