@@ -17,7 +17,7 @@ from airflow.sdk.exceptions import AirflowSensorTimeout
 from qure_provider import settings
 from qure_provider.ledger.batch_ref import BatchRef
 from qure_provider.retries import QureRetryPolicy
-from qure_provider.triggers.alerts import Paging, check_paging, send_to_all
+from qure_provider.triggers.alerts import Paging, channel_of, check_paging, send_to_all
 from qure_provider.triggers.results import QureResultsTrigger, ResultsEvent, alert_about, pace, run_facts
 
 if TYPE_CHECKING:
@@ -191,18 +191,21 @@ class QureResultsSensor(BaseSensorOperator):
         if not self.notifiers:
             return
         paging = Paging(tuple(self.page_on), tuple(self.page_findings))
+        channels = [channel_of(notifier) for notifier in self.notifiers]
         state = context["task_state_store"]
         recorded = state.get(_TOLD, default=[])
-        known = {*told, *(int(str(index)) for index in recorded)} if isinstance(recorded, list) else {*told}
+        known = {tuple(pair) for pair in recorded if isinstance(pair, list)} if isinstance(recorded, list) else set()
+        known |= {(index, channel) for index in told for channel in channels}
         for index, (ref, answer) in enumerate(zip(refs, answers, strict=True)):
-            if answer is None or answer.outcome is not Outcome.READY or index in known or not paging.wants(answer):
+            if answer is None or answer.outcome is not Outcome.READY or not paging.wants(answer):
                 continue
-            facts = {"study_ref": settings.short_ref(ref.uid), **run_facts(context)}
-            errors = asyncio.run(send_to_all(self.notifiers, alert_about(answer, facts)))
-            if not any(errors.values()):
-                known.add(index)
+            waiting = [item for item, name in zip(self.notifiers, channels, strict=True) if (index, name) not in known]
+            if waiting:
+                facts = {"study_ref": settings.short_ref(ref.uid), **run_facts(context)}
+                errors = asyncio.run(send_to_all(waiting, alert_about(answer, facts)))
+                known |= {(index, channel) for channel, error in errors.items() if not error}
         if known:
-            state.set(_TOLD, list[Any](sorted(known)))
+            state.set(_TOLD, [list(pair) for pair in sorted(known)])
 
     def _deadline(self, context: Context) -> float:
         """Return when waiting ends: set by the first try, kept by retries, set anew when a person clears the task."""

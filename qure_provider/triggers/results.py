@@ -56,7 +56,8 @@ class ResultsEvent:
 
     Attributes:
         wake: Why it fires.
-        urgent: Ready, and people were told; the files may still be growing.
+        urgent: Ready, and somebody is to be told, which the ledger records; where there is no batch, all were told. The
+            files may still be growing.
         done: With an answer that no further question will change.
     """
 
@@ -256,11 +257,12 @@ class QureResultsTrigger(BaseTrigger):
         if not self._paging.wants(answer):
             return False
         waiting = [notifier for notifier in self.notifiers if channel_of(notifier) not in target.alerted]
-        if waiting:
-            errors = await send_to_all(waiting, alert_about(answer, target.alert))
-            target.alerted.update(channel for channel, error in errors.items() if not error)
-            if self.batch_id is not None:
-                await asyncio.to_thread(self._record, target.key, errors)
+        errors = await send_to_all(waiting, alert_about(answer, target.alert)) if waiting else {}
+        target.alerted.update(channel for channel, error in errors.items() if not error)
+        if self.batch_id is None:
+            return not any(errors.values())
+        if errors:
+            await asyncio.to_thread(self._record, target.key, errors)
         return True
 
     def _first_wait(self, target: Target) -> float:

@@ -120,6 +120,9 @@ class Pager(BaseNotifier):
 class State(dict):
     """What Airflow keeps for a task over its tries."""
 
+    def get(self, key, default=None):
+        return dict.get(self, key, default)
+
     def set(self, key, value, **_):
         self[key] = json.loads(json.dumps(value))
 
