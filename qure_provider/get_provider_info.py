@@ -53,11 +53,12 @@ def get_provider_info() -> dict[str, Any]:
                 "hook-class-name": "qure_provider.hooks.qure.QureHook",
                 "hook-name": "Qure.ai",
                 "ui-field-behaviour": {
-                    "hidden-fields": ["login", "schema", "port", "extra"],
+                    "hidden-fields": ["login", "schema", "extra"],
                     "relabeling": {"host": "Base URL", "password": "Token"},
                     "placeholders": {
                         "host": "https://… as issued by Qure for this environment",
                         "password": "the token issued by Qure",
+                        "port": "such as 443; Airflow 3.3.1 and 3.3.2 cannot test a connection without",
                     },
                 },
                 "conn-fields": connection_forms.QURE,

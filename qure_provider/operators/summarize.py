@@ -10,7 +10,9 @@ from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.context import Context
 
 from qure_provider import settings
+from qure_provider.api.model import Meaning
 from qure_provider.delivery.rules import rules_from
+from qure_provider.links import NightSummaryLink
 from qure_provider.operators.base import QureOperator
 from qure_provider.operators.collect import DELIVER_SECONDS
 from qure_provider.operators.troubles import tell_of_troubles
@@ -56,6 +58,7 @@ class QureSummarizeOperator(QureOperator):
 
     template_fields = ("qure_conn_id",)
     ui_color = "#f2f2d8"
+    operator_extra_links = (NightSummaryLink(),)
 
     def __init__(
         self,
@@ -80,6 +83,7 @@ class QureSummarizeOperator(QureOperator):
         self.store_root = store_root
         self.least_share_of_usual = least_share_of_usual
         self.allow_empty = allow_empty
+        self.page_folder = ""
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Write the summary."""
@@ -97,8 +101,17 @@ class QureSummarizeOperator(QureOperator):
             summary = self._summary(store, ledger, run, dag_run.dag_id, dag_run.run_id)
             path = f"{run.folder}/summary.json"
             store.write_json(path, summary.to_json())
-            store.write_text(f"{run.folder}/index.html", summary.to_html("../../.."))
+            store.write_text(f"{run.folder}/index.html", summary.to_html())
             ledger.finish_run(run.id)
+        if root == settings.store_root():  # the only store that the UI shows
+            self.page_folder = run.folder
+        self.log.info(
+            "Summarized: resources=%d urgent=%d unanswered=%d problems=%d",
+            len(summary.rows),
+            summary.meanings.get(Meaning.URGENT, 0),
+            summary.unanswered,
+            len(summary.problems),
+        )
         if summary.problems:
             raise NightUnresolvedError(f"Night {run.night} needs somebody: {' '.join(summary.problems)}")
         value = summary.to_json()

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
+from qure_provider.api.model import Meaning
+from qure_provider.reports.page import environment
 from qure_provider.reports.result import UNVERIFIED
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
 SCHEMA = 1
+
+
+class SummaryFormatError(ValueError):
+    """A stored summary is not of a shape that this version reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,16 @@ class SummaryRow:
     image: str
     seconds_to_ready: float | None
 
+    @property
+    def picture(self) -> str:
+        """The file name of ``image``; empty where there is none."""
+        return self.image.rpartition("/")[2]
+
+
+def in_store(row: SummaryRow, name: str) -> str:
+    """Return the way from a run's own folder in the store to a file of a resource."""
+    return f"../../../{row.folder}/{name}"
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -93,6 +104,21 @@ class Summary:
     problems: tuple[str, ...]
 
     @property
+    def is_simulated(self) -> bool:
+        """Whether an emulator gave any of the results: its words say so."""
+        return any("SIMULATED" in row.impression for row in self.rows)
+
+    @property
+    def meanings(self) -> dict[str, int]:
+        """How many of the results that came mean what."""
+        return dict(sorted(Counter(row.meaning for row in self.rows if row.outcome == "ready").items()))
+
+    @property
+    def unanswered(self) -> int:
+        """How many resources have no answer."""
+        return sum(not row.is_resolved for row in self.rows)
+
+    @property
     def sums_hold(self) -> bool:
         """Whether every file is accounted for."""
         return files_add_up(self.counts)
@@ -111,35 +137,67 @@ class Summary:
             "counts": dict(self.counts),
             "sums_hold": self.sums_hold,
             "outcomes": dict(sorted(Counter(row.outcome for row in self.rows).items())),
-            "meanings": dict(sorted(Counter(row.meaning for row in self.rows if row.outcome == "ready").items())),
+            "meanings": self.meanings,
             "alerts": dict(self.alerts),
             "deliveries": {name: dict(states) for name, states in sorted(self.deliveries.items())},
             "problems": list(self.problems),
             "resources": [asdict(row) for row in self.rows],
         }
 
-    def to_html(self, root: str) -> str:
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Summary:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            SummaryFormatError: If it is of another schema or not a summary at all.
+        """
+        if not isinstance(value, Mapping) or value.get("schema") != SCHEMA:
+            raise SummaryFormatError(f"The summary is not of schema {SCHEMA}, which this version reads.")
+        try:
+            rows = tuple(SummaryRow(**row) for row in value["resources"])
+            others = {field.name: value[field.name] for field in fields(cls) if field.name not in {"rows", "problems"}}
+            return cls(rows=rows, problems=tuple(value["problems"]), **others)
+        except (KeyError, TypeError) as error:
+            raise SummaryFormatError(f"The summary is damaged: {type(error).__name__}.") from None
+
+    def to_html(
+        self,
+        href: Callable[[SummaryRow, str], str] = in_store,
+        *,
+        index: str = "result.json",
+        links: Mapping[str, str] | None = None,
+    ) -> str:
         """Return the page.
 
         Args:
-            root: The way from the page's folder to the store's root, such as ``../../..``.
+            href: Gives the address of a file of a resource.
+            index: The file, or the empty name of the page, that says which files a resource has.
+            links: What stands above the page: text to address.
         """
         order = {"urgent": 0, "abnormal": 1, "unknown": 2}
         rows = sorted(self.rows, key=lambda row: (row.is_resolved, order.get(row.meaning, 3), row.study, row.resource))
-        return _template().render(summary=self, value=self.to_json(), rows=rows, root=root, notice=UNVERIFIED)
+        value = self.to_json()
+        return (
+            environment()
+            .get_template("summary.html.jinja")
+            .render(
+                summary=self,
+                value=value,
+                rows=rows,
+                href=href,
+                index=index,
+                links=links or {},
+                notice=UNVERIFIED,
+                tiles=[(meaning.value, self.meanings.get(meaning.value, 0)) for meaning in Meaning],
+                files=[(name.replace("_", " "), self.counts.get(name, 0)) for name in ("found", *_PARTS)],
+                alerts=[("sent", self.alerts.get("sent", 0)), ("never got through", self.alerts.get("failed", 0))],
+            )
+        )
+
+
+_PARTS = ("selected", "not_selected", "duplicate", "quarantined")
 
 
 def files_add_up(counts: Mapping[str, Any]) -> bool:
     """Return whether ``found = selected + not selected + duplicate + quarantined``."""
-    parts: Sequence[str] = ("selected", "not_selected", "duplicate", "quarantined")
-    return bool(counts.get("found") == sum(counts.get(part, 0) for part in parts))
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("summary.html.jinja")
+    return bool(counts.get("found") == sum(counts.get(part, 0) for part in _PARTS))

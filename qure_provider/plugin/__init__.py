@@ -1,0 +1,1 @@
+"""Pages inside the Airflow UI: the nights that the store keeps."""
