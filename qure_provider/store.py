@@ -46,7 +46,7 @@ def ledger_url(root: str) -> str:
     """
     if conn_id := settings.ledger_conn_id():
         uri = BaseHook.get_connection(conn_id).get_uri()
-        return uri.replace("postgres://", "postgresql://", 1)
+        return uri.replace("postgres://", "postgresql+psycopg2://", 1)
     path = open_path(root)
     if not isinstance(path, Path):
         raise LedgerError(
