@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -104,10 +102,10 @@ class Destination(Protocol):
 
 
 _CLASSES = {
-    "dicom": "qure_provider.delivery.archives.DicomDestination",
-    "dicomweb": "qure_provider.delivery.archives.DicomWebDestination",
+    "dicom": "qure_provider.delivery.dimse.DicomDestination",
+    "dicomweb": "qure_provider.delivery.dicomweb.DicomWebDestination",
     "mllp": "qure_provider.delivery.messages.MllpDestination",
-    "fhir": "qure_provider.delivery.messages.FhirDestination",
+    "fhir": "qure_provider.delivery.records.FhirDestination",
 }
 
 
@@ -134,14 +132,10 @@ def open_destination(name: str) -> Destination:
 
 def _load(path: str, name: str) -> Destination:
     module, _, cls = path.rpartition(".")
-    destination: Destination = getattr(import_module(module), cls)(name)
-    return destination
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host's every address is this machine's own loopback."""
     try:
-        addresses = {info[4][0] for info in socket.getaddrinfo(host, None)}
-    except OSError:
-        return False
-    return bool(addresses) and all(ipaddress.ip_address(address).is_loopback for address in addresses)
+        destination: Destination = getattr(import_module(module), cls)(name)
+    except ModuleNotFoundError as error:
+        raise ReceiverSettingsError(
+            f"{error.name} is not installed here: install airflow-provider-qure[dicom,hl7,fhir] on every worker."
+        ) from None
+    return destination

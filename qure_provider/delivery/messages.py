@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
-from qure_provider.delivery.destination import Arrival, HeldError, Receipt, ReportParcel, is_loopback
+from qure_provider.delivery.destination import Arrival, HeldError, Receipt, ReportParcel
+from qure_provider.hooks.connection import is_loopback
 from qure_provider.hooks.mllp import MllpHook
 from qure_provider.hooks.receiver import ReceiverSettingsError
 from qure_provider.ledger.deliveries import ParcelKind
