@@ -43,3 +43,8 @@ class QureOperator(BaseOperator):
             **kwargs,
         )
         self.qure_conn_id = qure_conn_id
+
+
+def as_bool(value: bool | str) -> bool:
+    """Return a flag that may come as text, from a rendered template."""
+    return value if isinstance(value, bool) else value.strip().lower() in {"true", "1", "yes"}

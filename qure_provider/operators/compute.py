@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.definitions.context import Context
 
 from qure_provider import settings
-from qure_provider.operators.base import QureOperator
+from qure_provider.operators.base import QureOperator, as_bool
 from qure_provider.operators.work import open_batch
 from qure_provider.retries import StepIncompleteError
 
@@ -35,7 +35,9 @@ class QureComputeOperator(QureOperator):
     template_fields = ("series_instance_uids", "recompute", "qure_conn_id")
     ui_color = "#f6ecd9"
 
-    def __init__(self, *, series_instance_uids: Sequence[str] | str, recompute: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *, series_instance_uids: Sequence[str] | str, recompute: bool | str = False, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.series_instance_uids = series_instance_uids
         self.recompute = recompute
@@ -49,7 +51,7 @@ class QureComputeOperator(QureOperator):
         failures: list[tuple[str, Exception]] = []
         with QureHook(self.qure_conn_id, operator=type(self).__name__) as hook:
             for uid in uids:
-                error, already = _compute(hook, uid, recompute=self.recompute)
+                error, already = _compute(hook, uid, recompute=as_bool(self.recompute))
                 if error:
                     failures.append((settings.short_ref(uid), error))
                 else:

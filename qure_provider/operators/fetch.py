@@ -64,7 +64,7 @@ class QureFetchResultsOperator(QureOperator):
         from qure_provider.sensors.results import refs_of
         from qure_provider.store import Store
 
-        waiting = refs_of(self.sop_instance_uids, self.series_instance_uids)
+        refs = waiting = refs_of(self.sop_instance_uids, self.series_instance_uids)
         store = Store(self.destination)
         pause = settings.settle_seconds() if self.settle_seconds is None else self.settle_seconds
         give_up = time.monotonic() + STABLE_LIMIT_SECONDS
@@ -85,7 +85,7 @@ class QureFetchResultsOperator(QureOperator):
                 if waiting:
                     time.sleep(pause)
         if failures:
-            raise StepIncompleteError("Fetching results", failures, len(fetched) + len(failures))
+            raise StepIncompleteError("Fetching results", failures, len(refs))
         return fetched
 
 

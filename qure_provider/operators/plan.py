@@ -14,7 +14,7 @@ from airflow.sdk.definitions.context import Context
 from qure_provider import settings
 from qure_provider.ledger.batch_ref import BatchRef
 from qure_provider.nights import MAX_NAME, in_night, night_of, safe_name
-from qure_provider.operators.base import QureOperator
+from qure_provider.operators.base import QureOperator, as_bool
 from qure_provider.operators.work import manifest_content
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class QurePlanOperator(QureOperator):
                 deadline=time.time() + self.wait_seconds,
                 completeness=self.completeness or "not judged",
             )
-            entries = ledger.assess(selection.selected, recompute=_as_bool(self.recompute))
+            entries = ledger.assess(selection.selected, recompute=as_bool(self.recompute))
             counts = _counts(scanned, selection, entries)
             _write_passed_over(store, run, [*scanned.passed_over, *selection.passed_over])
             refs = self._divide(store, ledger, run, entries, export, counts)
@@ -271,7 +271,3 @@ def _as_mapping(value: Mapping[str, Any] | str | None) -> Mapping[str, Any]:
             raise ValueError("selection must be a JSON object")
         return parsed
     return value or {}
-
-
-def _as_bool(value: bool | str) -> bool:
-    return value if isinstance(value, bool) else value.strip().lower() in {"true", "1", "yes"}
