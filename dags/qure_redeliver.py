@@ -52,4 +52,5 @@ with DAG(
         states="{{ params.states }}",
         since="{{ params.since }}",
         even_if_not_due="{{ params.even_if_not_due }}",
+        **settings.placement("redeliver"),
     )

@@ -111,6 +111,18 @@ _CONFIG_OPTIONS: dict[str, Any] = {
         "A database connection for the ledger. Empty: SQLite beside a local store.", "", example="qure_ledger"
     ),
     "max_batches": _option("Into how many mapped tasks a night is divided at most.", "32", kind="integer"),
+    "pools": _option(
+        "Which pool the tasks of a step take a slot of, as JSON; steps are plan, upload, compute, collect, summarize "
+        "and redeliver. A pool must exist: tasks of one that does not never start. Empty: Airflow's default pool.",
+        "",
+        example='{"upload": "qure_upload", "collect": "qure_collect"}',
+    ),
+    "queues": _option(
+        "Which Celery queue the tasks of a step go to, as JSON, by the same steps. A worker must listen to it. "
+        "Empty: Airflow's default queue.",
+        "",
+        example='{"upload": "qure_upload"}',
+    ),
     "deferrable": _option(
         "Whether QureResultsSensor waits in the triggerer. Results take minutes to hours, so the default is True "
         "whatever [operators] default_deferrable says.",

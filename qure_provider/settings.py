@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from airflow.sdk.configuration import conf
@@ -78,6 +80,33 @@ def ledger_conn_id() -> str:
 def max_batches() -> int:
     """Return into how many mapped tasks a night is divided at most."""
     return int(conf.getint(SECTION, "max_batches", fallback=32))
+
+
+STEPS = ("plan", "upload", "compute", "collect", "summarize", "redeliver")
+"""What can have a pool and a queue of its own."""
+
+
+def placement(
+    step: str, pools: Mapping[str, str] | None = None, queues: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Return where a step's tasks run, as arguments of its operator: ``pool``, ``queue``, both or neither.
+
+    Args:
+        step: One of ``STEPS``.
+        pools: Step to pool; None for ``[qure] pools``.
+        queues: Step to queue; None for ``[qure] queues``.
+
+    Raises:
+        ValueError: If a pool or queue is named for something that is no step.
+    """
+    chosen = {
+        "pool": conf.getjson(SECTION, "pools", fallback={}) if pools is None else pools,
+        "queue": conf.getjson(SECTION, "queues", fallback={}) if queues is None else queues,
+    }
+    for kind, places in chosen.items():
+        if not isinstance(places, Mapping) or set(places) - set(STEPS):
+            raise ValueError(f"{kind}s must be a mapping of steps ({', '.join(STEPS)}) to names of {kind}s")
+    return {kind: str(places[step]) for kind, places in chosen.items() if step in places}
 
 
 def first_poll_seconds() -> float:

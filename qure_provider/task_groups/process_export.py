@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from airflow.sdk import TaskGroup, TriggerRule, task, task_group
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.xcom_arg import XComArg
 
+from qure_provider import settings
 from qure_provider.operators.collect import QureCollectBatchOperator
 from qure_provider.operators.compute import QureComputeBatchOperator
 from qure_provider.operators.plan import QurePlanOperator
@@ -27,6 +29,8 @@ def process_export(
     store_root: str | None = None,
     max_batches: int | None = None,
     parallel_uploads: int = 4,
+    pools: Mapping[str, str] | None = None,
+    queues: Mapping[str, str] | None = None,
     wait_seconds: float = 8 * 3600,
     recompute: bool | str = False,
     catch_up: bool = True,
@@ -59,6 +63,9 @@ def process_export(
         max_batches: Into how many batches a night is divided at most; None for ``[qure] max_batches``.
         parallel_uploads: How many batches of each route upload at once; keep it below the worker slots, so that resumed
             tasks always find one.
+        pools: Step (``plan``, ``upload``, ``compute``, ``collect``, ``summarize``) to the pool of its tasks, which must
+            exist; None for ``[qure] pools``.
+        queues: Step to the queue that its tasks go to; None for ``[qure] queues``.
         wait_seconds: How long after the plan results are waited for, in seconds.
         recompute: Whether to send and compute again what earlier runs finished.
         catch_up: Whether to wait, too, for what earlier runs left waiting.
@@ -78,13 +85,18 @@ def process_export(
 
     Returns:
         The group.
+
+    Raises:
+        ValueError: If a pool or queue is named for something that is no step.
     """
+    place = partial(settings.placement, pools=pools, queues=queues)
     common: dict[str, Any] = {"qure_conn_id": qure_conn_id, "store_root": store_root}
     upload_arguments: dict[str, Any] = {
         "identity_policy": identity_policy,
         "show_only": dry_run,
         "max_active_tis_per_dagrun": parallel_uploads,
         "map_index_template": _LABEL,
+        **place("upload"),
         **common,
     }
     onward: dict[str, Any] = {"deliver_to": deliver_to, "rules": rules, "notifiers": notifiers, "show_only": dry_run}
@@ -97,6 +109,7 @@ def process_export(
         "settle_seconds": settle_seconds,
         "trigger_rule": TriggerRule.ALL_DONE,
         "map_index_template": _LABEL,
+        **place("collect"),
         **common,
     }
 
@@ -114,7 +127,12 @@ def process_export(
     def ct(batch: XComArg) -> None:
         upload = QureUploadBatchOperator(task_id="upload", batch=batch, **upload_arguments)
         compute = QureComputeBatchOperator(
-            task_id="compute", batch=batch, trigger_rule=TriggerRule.ALL_DONE, map_index_template=_LABEL, **common
+            task_id="compute",
+            batch=batch,
+            trigger_rule=TriggerRule.ALL_DONE,
+            map_index_template=_LABEL,
+            **place("compute"),
+            **common,
         )
         collect = QureCollectBatchOperator(task_id="collect", batch=batch, **collect_arguments)
         upload >> compute >> collect
@@ -132,6 +150,7 @@ def process_export(
             catch_up=catch_up,
             completeness=completeness,
             run_group=group_id,
+            **place("plan"),
             **common,
         )
         summarize = QureSummarizeOperator(
@@ -141,6 +160,7 @@ def process_export(
             allow_empty=allow_empty,
             trigger_rule=TriggerRule.ALL_DONE,
             **onward,
+            **place("summarize"),
             **common,
         )
         for route, process in (("ct", ct), ("xray", xray)):
