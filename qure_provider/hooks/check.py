@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable
 
 from qure_provider.api.answers import RawAnswer, parse_result
-from qure_provider.api.errors import QureError
+from qure_provider.api.errors import QureError, QureTransientError
 from qure_provider.api.model import Outcome, ResourceRef, ResultsVersion, Route
 
 PROBE = ResourceRef(f"2.25.{uuid.uuid5(uuid.NAMESPACE_URL, 'airflow-provider-qure/probe').int}", Route.CT)
@@ -20,6 +20,9 @@ the Source alone, while that of X-ray v2 may also mean the image (OpenAPI, resul
 
 PROBE_TIMEOUT = (4.0, 5.0)
 """Seconds to connect, and to wait for the next byte."""
+
+_SUCCESS = (b'"success"', b'"sucess"')
+"""One of them is in the service's own 404 (OpenAPI, results; it has both spellings), not in that of another server."""
 
 _LIMIT = 9.0
 """Seconds in all: the test runs inside Airflow's API server."""
@@ -46,11 +49,16 @@ def check(ask: Callable[[], RawAnswer]) -> tuple[bool, str]:
 def _verdict(ask: Callable[[], RawAnswer]) -> tuple[bool, str]:
     try:
         raw = ask()
+    except QureTransientError as error:
+        return False, f"{error} Check base URL, proxies and firewall."
+    except QureError as error:
+        return False, str(error)
+    try:
         answer = parse_result(raw, PROBE.route, ResultsVersion.V1)
     except QureError as error:
         return False, str(error)
     if answer.outcome is not Outcome.NOT_UPLOADED:
         return True, f"The service answers ({raw.status}), though not as documented for a series that nobody has."
-    if raw.body.lstrip().startswith(b"<"):
-        return False, "The host answers, but not as the Qure service does. Check the path of the base URL."
+    if not any(key in raw.body for key in _SUCCESS):
+        return False, "The host answers with 404, but not as the Qure service does. Check the path of the base URL."
     return True, "The service answers and takes token and Source."

@@ -279,8 +279,8 @@ class TestTestConnection:
     @pytest.mark.parametrize(
         ("host", "said"),
         [
-            ("http://127.0.0.1:9", "ECONNREFUSED"),
-            ("https://qure.invalid", "could not be resolved"),
+            ("http://127.0.0.1:9", "ECONNREFUSED). Check base URL"),
+            ("https://qure.invalid", "could not be resolved. Check base URL"),
             ("http://qure.invalid", "https://"),
             ("qure.invalid", "scheme"),
         ],
@@ -296,6 +296,11 @@ class TestTestConnection:
     def test_another_web_server_is_not_taken_for_the_service(self, wire, connect):
         connect(wire.url)
         wire.answer = lambda handler: handler.reply(404, b"<html>Not Found</html>", "text/html")
+        good, message = QureHook().test_connection()
+        assert not good
+        assert "path of the base URL" in message
+
+        wire.answer = lambda handler: handler.reply(404, {"detail": "Not Found"})
         good, message = QureHook().test_connection()
         assert not good
         assert "path of the base URL" in message
