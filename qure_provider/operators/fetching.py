@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,8 @@ if TYPE_CHECKING:
     from qure_provider.hooks.qure import QureHook
     from qure_provider.store import Store
 
-_SAFE_KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_OURS = ("answer", "result")
+"""What this folder holds of our own."""
 
 
 def fetch_result(
@@ -50,23 +50,25 @@ def fetch_result(
     Raises:
         QureError: If a file could not be downloaded; ``result.json`` is then as it was before.
     """
-    held = {asset.name: asset for asset in _stored(store, folder)}
-    assets: list[Asset] = []
-    current = answer
     offered = sum(answer.file_counts.values())
     if offered > hook.connection.max_assets:
         raise QureRejectedError(
             f"the result offers {offered} files, more than the connection's max_assets of {hook.connection.max_assets}"
         )
+    held = _held(store, folder)
+    names = {*_OURS, *(asset.name.rsplit(".", 1)[0] for asset in held.values())}
+    assets: list[Asset] = []
+    current = answer
     with store.scratch() as scratch:
-        for kind, position, stem in _wanted(answer):
-            known = next((asset for name, asset in held.items() if name.rsplit(".", 1)[0] == stem), None)
-            if known:
-                assets.append(known)
-                continue
-            current, local, asset = _download(hook, ref, current, kind, position, scratch / stem)
-            store.put(local, f"{folder}/{asset.name}")
-            assets.append(asset)
+        for kind, count in answer.file_counts.items():
+            for position in range(count):
+                if known := held.get((kind, position)):
+                    assets.append(known)
+                    continue
+                target = scratch / _free_name(kind, names)
+                current, local, asset = _download(hook, ref, current, kind, position, target)
+                store.put(local, f"{folder}/{asset.name}")
+                assets.append(asset)
     result = Result.of(
         answer,
         tuple(assets),
@@ -81,25 +83,29 @@ def fetch_result(
     return result
 
 
-def _stored(store: Store, folder: str) -> tuple[Asset, ...]:
-    """Return what an earlier look brought; of a listing that cannot be read, nothing: all is fetched anew."""
+def _held(store: Store, folder: str) -> dict[tuple[str, int], Asset]:
+    """Return what an earlier look brought, by kind and position; nothing where its listing cannot be read."""
     path = f"{folder}/result.json"
     try:
-        return Result.from_json(store.read_json(path)).assets if store.exists(path) else ()
+        assets = Result.from_json(store.read_json(path)).assets if store.exists(path) else ()
     except ValueError:
-        return ()
+        return {}
+    positions: Counter[str] = Counter()
+    held = {}
+    for asset in assets:
+        held[asset.kind, positions[asset.kind]] = asset
+        positions[asset.kind] += 1
+    return held
 
 
-def _wanted(answer: ResultAnswer) -> list[tuple[str, int, str]]:
-    """Return kind, position and the name without extension of each file; a kind that is no plain word is ``other``."""
-    taken: Counter[str] = Counter()
-    wanted = []
-    for kind, count in answer.file_counts.items():
-        name = kind if _SAFE_KIND.fullmatch(kind) else "other"
-        for position in range(count):
-            taken[name] += 1
-            wanted.append((kind, position, name if taken[name] == 1 else f"{name}-{taken[name]}"))
-    return wanted
+def _free_name(kind: str, taken: set[str]) -> str:
+    """Return a file name without extension that nothing else in the folder has, and take it."""
+    name, number = kind, 1
+    while name in taken:
+        number += 1
+        name = f"{kind}-{number}"
+    taken.add(name)
+    return name
 
 
 def _download(

@@ -41,7 +41,7 @@ class QurePlanOperator(QureOperator):
         identity_policy: See ``settings.identity_policy``; checked here so that a night without one fails at once.
         store_root: The store's root; None for ``[qure] store_root``.
         max_batches: Into how many batches at most; None for ``[qure] max_batches``.
-        wait_seconds: How long after the plan results are waited for, in seconds.
+        wait_seconds: How long results are waited for, in seconds, from the plan's beginning on.
         recompute: Whether to send and compute again what earlier runs finished.
         catch_up: Whether to wait, too, for what earlier runs left waiting.
         completeness: How the export was judged complete: what ``QureExportSensor`` returned.
@@ -94,24 +94,16 @@ class QurePlanOperator(QureOperator):
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Plan the night."""
-        from qure_provider.dicom.scan import scan, scan_files
-        from qure_provider.dicom.select import SelectionRules, select
         from qure_provider.ledger.ledger import Ledger
-        from qure_provider.store import Store, ledger_url, open_path
+        from qure_provider.store import Store, ledger_url
 
-        settings.identity_policy(self.identity_policy)
         night = night_of(context, settings.timezone())
         export = in_night(self.export, night)
-        folder = open_path(export)
-        if not folder.is_dir():
-            raise FileNotFoundError("The export folder does not exist: check 'export' and that the PACS wrote it.")
-        files = _as_list(self.files)
-        scanned = scan_files(folder, files) if files else scan(folder)
-        selection = select(scanned, SelectionRules.from_mapping(_as_mapping(self.selection)))
         root = self.store_root or settings.store_root()
         store = Store(root)
         dag_run = context["dag_run"]
         with Ledger.open(ledger_url(root), create=True) as ledger:
+            # First of all, so that the summary of a plan that fails finds none and not the one before a clear.
             run = ledger.begin_run(
                 dag_id=dag_run.dag_id,
                 run_id=dag_run.run_id,
@@ -123,6 +115,8 @@ class QurePlanOperator(QureOperator):
                 deadline=time.time() + self.wait_seconds,
                 completeness=self.completeness or "not judged",
             )
+            settings.identity_policy(self.identity_policy)
+            scanned, selection = self._read(export)
             entries = ledger.assess(selection.selected, recompute=as_bool(self.recompute))
             counts = _counts(scanned, selection, entries)
             _write_passed_over(store, run, [*scanned.passed_over, *selection.passed_over])
@@ -136,6 +130,18 @@ class QurePlanOperator(QureOperator):
             counts["quarantined"],
         )
         return [ref.to_xcom() for ref in refs]
+
+    def _read(self, export: str) -> tuple[Scan, Selection]:
+        from qure_provider.dicom.scan import scan, scan_files
+        from qure_provider.dicom.select import SelectionRules, select
+        from qure_provider.store import open_path
+
+        folder = open_path(export)
+        if not folder.is_dir():
+            raise FileNotFoundError("The export folder does not exist: check 'export' and that the PACS wrote it.")
+        files = _as_list(self.files)
+        scanned = scan_files(folder, files) if files else scan(folder)
+        return scanned, select(scanned, SelectionRules.from_mapping(_as_mapping(self.selection)))
 
     def _divide(
         self,

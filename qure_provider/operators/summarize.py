@@ -21,6 +21,7 @@ from qure_provider.triggers.results import run_facts
 
 if TYPE_CHECKING:
     from qure_provider.ledger.ledger import Ledger, ResourceRow, RunRow
+    from qure_provider.reports.result import Result
     from qure_provider.reports.summary import Summary, SummaryRow
     from qure_provider.store import Store
 
@@ -189,10 +190,9 @@ class QureSummarizeOperator(QureOperator):
 
 
 def _row(store: Store, row: ResourceRow) -> SummaryRow:
-    from qure_provider.reports.result import Result
     from qure_provider.reports.summary import SummaryRow
 
-    result = Result.from_json(store.read_json(f"{row.store_path}/result.json")) if row.store_path else None
+    result, problem = _stored(store, row)
     names = {asset.kind: asset.name for asset in reversed(result.assets)} if result else {}
     picture = next((names[kind] for kind in _PICTURES if kind in names), "")
     waited = row.ready_at - row.uploaded_at if row.ready_at and row.uploaded_at else None
@@ -203,8 +203,8 @@ def _row(store: Store, row: ResourceRow) -> SummaryRow:
         modality=row.modality,
         product=row.usecase or "",
         outcome=row.outcome.value if row.outcome else "not asked",
-        is_resolved=row.is_resolved,
-        reason=row.reason,
+        is_resolved=row.is_resolved and not problem,
+        reason=problem or row.reason,
         triage=row.triage or "",
         meaning=row.meaning.value,
         impression=result.impression if result else "",
@@ -216,6 +216,20 @@ def _row(store: Store, row: ResourceRow) -> SummaryRow:
         image=f"{row.store_path}/{picture}" if picture else "",
         seconds_to_ready=None if waited is None else round(waited, 1),
     )
+
+
+def _stored(store: Store, row: ResourceRow) -> tuple[Result | None, str]:
+    """Return what was fetched, and what is wrong with it where it can't be read."""
+    from qure_provider.reports.result import Result
+
+    if not row.store_path:
+        return None, ""
+    try:
+        return Result.from_json(store.read_json(f"{row.store_path}/result.json")), ""
+    except FileNotFoundError:
+        return None, "its files are no longer in the store: were they removed?"
+    except (OSError, ValueError):
+        return None, "its files in the store cannot be read"
 
 
 def _iso(seconds: float) -> str:

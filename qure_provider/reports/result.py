@@ -128,8 +128,9 @@ class Result:
         Raises:
             ResultFormatError: If it is of another schema or not a result at all.
         """
-        if value.get("schema") != SCHEMA:
-            raise ResultFormatError(f"result.json has schema {value.get('schema')!r}; this version reads {SCHEMA}.")
+        schema = value.get("schema") if isinstance(value, Mapping) else None
+        if schema != SCHEMA:
+            raise ResultFormatError(f"result.json has schema {schema!r}; this version reads {SCHEMA}.")
         try:
             report = value["report"]
             version = value["model_version"]
