@@ -34,17 +34,18 @@ with DAG(
             description="The export is complete when nothing was added for so long.",
         ),
         "marker": Param(
-            "",
-            type="string",
+            None,
+            type=["null", "string"],
             title="Marker file",
             description="Or when a file of this name lies in the folder. Empty: the quiet time decides.",
         ),
         "dry_run": Param(
-            "",
-            type="string",
-            enum=["", "upload", "deliver"],
+            None,
+            type=["null", "string"],
+            enum=[None, "upload", "deliver"],
+            values_display={"null": "no", "upload": "of the upload", "deliver": "of the delivery"},
             title="Dry run",
-            description="'upload' only shows what would leave the hospital, 'deliver' what its systems would get.",
+            description="Of the upload: nothing goes to Qure. Of the delivery: nothing goes onward. The store shows what would.",
         ),
         "recompute": Param(
             False,
@@ -58,13 +59,13 @@ with DAG(
         task_id="export_is_complete",
         export="{{ params.export }}",
         quiet_seconds="{{ params.quiet_seconds }}",
-        marker="{{ params.marker }}",
+        marker="{{ params.marker or '' }}",
         limit_seconds=2 * 3600,
     )
     complete >> process_export(
         export="{{ params.export }}",
         recompute="{{ params.recompute }}",
-        dry_run="{{ params.dry_run }}",
+        dry_run="{{ params.dry_run or '' }}",
         completeness="{{ ti.xcom_pull(task_ids='export_is_complete') }}",
         wait_seconds=18 * 3600,
     )

@@ -25,8 +25,8 @@ with DAG(
             description="A folder of DICOM files, read with everything below it; a path or an object-storage URL.",
         ),
         "files": Param(
-            "",
-            type="string",
+            None,
+            type=["null", "string"],
             format="multiline",
             title="Only these files",
             description="Paths relative to the folder, one a line. Empty: all of it.",
@@ -45,11 +45,12 @@ with DAG(
             description='Rules in place of the safe defaults, such as {"modalities": ["CT"], "minimum_slices": 5}.',
         ),
         "dry_run": Param(
-            "",
-            type="string",
-            enum=["", "upload", "deliver"],
+            None,
+            type=["null", "string"],
+            enum=[None, "upload", "deliver"],
+            values_display={"null": "no", "upload": "of the upload", "deliver": "of the delivery"},
             title="Dry run",
-            description="'upload' only shows what would leave the hospital, 'deliver' what its systems would get.",
+            description="Of the upload: nothing goes to Qure. Of the delivery: nothing goes onward. The store shows what would.",
         ),
         "recompute": Param(
             False,
@@ -61,11 +62,11 @@ with DAG(
 ) as dag:
     process_export(
         export="{{ params.export }}",
-        files="{{ params.files }}",
+        files="{{ params.files or '' }}",
         selection="{{ params.selection | tojson }}",
         qure_conn_id="{{ params.qure_conn_id }}",
         recompute="{{ params.recompute }}",
-        dry_run="{{ params.dry_run }}",
+        dry_run="{{ params.dry_run or '' }}",
         catch_up=False,
         wait_seconds=6 * 3600,
         least_share_of_usual=0,

@@ -19,24 +19,25 @@ with DAG(
     tags=["qure", "radiology"],
     params={
         "destinations": Param(
-            "",
-            type="string",
+            None,
+            type=["null", "string"],
             title="Destinations",
             description="Connection ids, separated by spaces. Empty: all that something is owed to.",
         ),
         "states": Param(
-            "",
-            type="string",
-            pattern="^(held|dead|held dead|dead held)?$",
+            None,
+            type=["null", "string"],
+            enum=[None, "held", "dead", "held dead"],
+            values_display={"null": "none", "held dead": "held and dead"},
             title="Open again",
-            description="'held' checks held deliveries again, 'dead' tries given-up ones again; both may be given.",
+            description="'held' checks held deliveries again, 'dead' tries given-up ones again.",
         ),
         "since": Param(
-            "",
-            type="string",
-            pattern="^([0-9]{4}-[0-9]{2}-[0-9]{2})?$",
+            None,
+            type=["null", "string"],
+            format="date",
             title="Since",
-            description="Of held or dead deliveries only those enqueued since this date (YYYY-MM-DD).",
+            description="Of held or dead deliveries only those enqueued since this date.",
         ),
         "even_if_not_due": Param(
             False,
@@ -48,9 +49,9 @@ with DAG(
 ) as dag:
     QureRedeliverOperator(
         task_id="redeliver",
-        destinations="{{ params.destinations }}",
-        states="{{ params.states }}",
-        since="{{ params.since }}",
+        destinations="{{ params.destinations or '' }}",
+        states="{{ params.states or '' }}",
+        since="{{ params.since or '' }}",
         even_if_not_due="{{ params.even_if_not_due }}",
         **settings.placement("redeliver"),
     )
