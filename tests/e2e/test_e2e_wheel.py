@@ -55,7 +55,9 @@ def test_a_clean_environment_lists_the_provider(wheel, tmp_path):
     parsed = run(
         str(python),
         "-c",
-        "import sys; sys.path.insert(0, sys.argv[1])\nimport qure_nightly, qure_on_demand, qure_redeliver\nprint('parsed')",
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import qure_nightly, qure_on_demand, qure_redeliver\n"
+        "print('parsed')",
         str(ROOT / "dags"),
         env=environment,
     )
