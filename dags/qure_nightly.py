@@ -45,7 +45,7 @@ with DAG(
             enum=[None, "upload", "deliver"],
             values_display={"null": "no", "upload": "of the upload", "deliver": "of the delivery"},
             title="Dry run",
-            description="Of the upload: nothing goes to Qure. Of the delivery: nothing goes onward. The store shows what would.",
+            description="Of the upload: nothing goes to Qure. Of the delivery: nothing goes onward. The store gets it.",
         ),
         "recompute": Param(
             False,
