@@ -19,6 +19,7 @@ from qure_provider.reports.fhir import (
     DEVICE_SYSTEM,
     PART_SYSTEM,
     REPORT_SYSTEM,
+    FhirOptions,
     Part,
     Resource,
     document_part,
@@ -144,7 +145,9 @@ class FhirHook(BaseHook):
             PatientNotFoundError: There is none, there are several, or the one contradicts.
             ReceiverError: The server could not be asked.
         """
-        system, value = self.connection.system_of(identity.issuer_of_patient_id), identity.patient_id
+        # Blanks around a DICOM LO mean nothing.
+        system = self.connection.system_of(identity.issuer_of_patient_id.strip())
+        value = identity.patient_id.strip()
         if not value:
             raise PatientNotFoundError("The study has no patient ID to look the patient up by.")
         if not system:
@@ -171,7 +174,8 @@ class FhirHook(BaseHook):
     def submit(self, report: StudyReport) -> FhirReceipt:
         """Put a report on the patient's record, in place of its older revision.
 
-        Observations that the older revision had and this one does not are marked as entered in error.
+        Observations that the older revision had and this one does not are marked as entered in error. A report that was
+        put as a document is not replaced by one that is not, nor the other way round: withdraw it first.
 
         Args:
             report: What it says.
@@ -181,11 +185,12 @@ class FhirHook(BaseHook):
 
         Raises:
             PatientNotFoundError: Whose record it is, is not sure; nothing was sent.
-            ReceiverRefusedError: The server refused it, has a newer revision, or has it taken back.
+            ReceiverRefusedError: It cannot be written as FHIR, the server refused it or has a newer revision, or it was
+                withdrawn there.
             ReceiverUnavailableError: Try again, whether or not it arrived.
             ReceiverSettingsError: A person has to mend something.
             DeliveryInDoubtError: The server said yes, but the report is not to be found there.
-            ValueError: It cannot be written as FHIR.
+            OSError: The PDF cannot be read.
         """
         mode, placed = self._send(self.mode, self._message(self.mode, report))
         head = next((resource for resource in placed if resource.kind == _head_of(mode)), None)
@@ -226,8 +231,7 @@ class FhirHook(BaseHook):
         """
         mode = self.mode
         placed: list[Placed] = []
-        for kind in self._heads(mode):
-            replacements, there = self._taken_back(kind, report)
+        for replacements, there in self._withdrawals(mode, report):
             placed += self._send(mode, transaction((), {}, replacements))[1] if replacements else there
         log.info("Took report back: connection=%s mode=%s resources=%d", self.fhir_conn_id, mode, len(placed))
         return FhirReceipt(mode, tuple(resource.versioned for resource in placed))
@@ -245,13 +249,13 @@ class FhirHook(BaseHook):
 
         Raises:
             ReceiverError: As the two methods do.
-            ValueError: It cannot be written as FHIR.
+            OSError: The PDF cannot be read.
         """
         mode = self.mode
         if withdrawn:
             replacements: dict[str, Resource] = {}
-            for kind in self._heads(mode):
-                replacements |= self._taken_back(kind, report)[0]
+            for more, _ in self._withdrawals(mode, report):
+                replacements |= more
             bundle = transaction((), {}, replacements)
         else:
             bundle = self._message(mode, report)
@@ -296,14 +300,12 @@ class FhirHook(BaseHook):
         held = self._held(_head_of(mode), report)
         if held:
             _check_may_replace(held, report, patient)
-        options = self.connection.options
-        if mode is FhirMode.DOCUMENT:
-            return transaction([document_part(report, patient, options)], {}, {})
-        parts = [
-            part
-            for part in report_parts(report, patient, options)
-            if part.kind != "Provenance" or self._takes_provenance
-        ]
+        write = _document_parts if mode is FhirMode.DOCUMENT else report_parts
+        try:
+            written = write(report, patient, self.connection.options)
+        except ValueError as error:
+            raise ReceiverRefusedError(f"The report cannot be written: {error}") from None
+        parts = [part for part in written if part.kind != "Provenance" or self._takes_provenance]
         known = {part.full_url: there for part in parts if part.kind == "Device" and (there := self._device(part))}
         kept = {number for part in parts for number in _numbers(part.resource)}
         outdated = {
@@ -362,12 +364,18 @@ class FhirHook(BaseHook):
         replacements = {placed.reference: in_error(resource) for placed, resource in there if not is_in_error(resource)}
         return replacements, [placed for placed, _ in there]
 
-    def _heads(self, mode: FhirMode) -> Iterator[str]:
-        """The resources that a report may be under, first as it is put now: the mode may have been another."""
-        yield _head_of(mode)
+    def _withdrawals(self, mode: FhirMode, report: StudyReport) -> Iterator[tuple[dict[str, Resource], list[Placed]]]:
+        """What takes a report back, first as it is put now, then as it may have been put in another mode."""
+        yield self._taken_back(_head_of(mode), report)
         other = "DiagnosticReport" if mode is FhirMode.DOCUMENT else "DocumentReference"
-        if other in self._server.capabilities.resources:
-            yield other
+        if other not in self._server.capabilities.resources:
+            return
+        try:
+            withdrawal = self._taken_back(other, report)
+        except ReceiverSettingsError as error:  # what we may not even search for, we have not put
+            log.warning("Not looked for as %s: connection=%s reason=%s", other, self.fhir_conn_id, error)
+            return
+        yield withdrawal
 
     def _send(self, mode: FhirMode, bundle: Resource) -> tuple[FhirMode, list[Placed]]:
         """Send a transaction's entries, and tell how that was done and what they became."""
@@ -410,6 +418,10 @@ _MODE_WORDS: Mapping[FhirMode, str] = {
     FhirMode.SINGLE: "Reports are put by one conditional request for each resource.",
     FhirMode.DOCUMENT: "Reports are put as a DocumentReference.",
 }
+
+
+def _document_parts(report: StudyReport, patient: str, options: FhirOptions) -> tuple[Part, ...]:
+    return (document_part(report, patient, options),)
 
 
 def _head_of(mode: FhirMode) -> str:

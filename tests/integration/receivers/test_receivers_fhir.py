@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 from dataclasses import replace
+from datetime import datetime
 from itertools import count
 
 import pytest
@@ -303,6 +304,16 @@ def test_a_report_is_taken_back_however_it_was_put(server, hook):
     assert head(server)["status"] == "entered-in-error"
 
 
+def test_a_report_is_taken_back_without_leave_to_look_for_it_elsewhere(server, hook, caplog):
+    hook().submit(a_report())
+    server.faults.append(Fault("POST", "DocumentReference/_search", status=403))
+
+    hook().withdraw(a_report())
+
+    assert head(server)["status"] == "entered-in-error"
+    assert "Not looked for as DocumentReference" in caplog.text
+
+
 # The right patient or no one.
 
 
@@ -382,6 +393,12 @@ def test_any_patient_id_is_looked_up_as_it_is(server, hook, patient_id):
     there = server.admit(SYSTEM, patient_id)
 
     assert hook().find_patient(replace(IDENTITY, patient_id=patient_id)) == f"Patient/{there}"
+
+
+def test_blanks_around_a_patient_id_mean_nothing(server, hook):
+    of_a = replace(IDENTITY, patient_id=" SIM-17 ", issuer_of_patient_id="A ")
+
+    assert hook(patient_identifier_systems={"A": SYSTEM}).find_patient(of_a) == f"Patient/{server.patient}"
 
 
 def test_patient_ids_are_in_no_address(server, hook):
@@ -559,6 +576,12 @@ def test_what_is_no_fhir_server_is_named(server, hook, body):
     with pytest.raises(ReceiverSettingsError, match="not as a FHIR server does"):
         hook().submit(a_report())
     assert hook().test_connection()[0] is False
+
+
+def test_a_report_that_cannot_be_written_is_refused(server, hook, mode):
+    with pytest.raises(ReceiverRefusedError, match="zone"):
+        hook().submit(a_report(issued=datetime(2026, 1, 2)))  # noqa: DTZ001
+    assert server.counts() == {"Patient": 1}
 
 
 def test_another_version_of_fhir_is_named(server, hook):
