@@ -185,11 +185,11 @@ class FhirHook(BaseHook):
 
         Raises:
             PatientNotFoundError: Whose record it is, is not sure; nothing was sent.
-            ReceiverRefusedError: It cannot be written as FHIR, the server refused it or has a newer revision, or it was
-                withdrawn there.
+            ReceiverRefusedError: The server refused it or has a newer revision, or it was withdrawn there.
             ReceiverUnavailableError: Try again, whether or not it arrived.
             ReceiverSettingsError: A person has to mend something.
             DeliveryInDoubtError: The server said yes, but the report is not to be found there.
+            ValueError: It cannot be written as FHIR.
             OSError: The PDF cannot be read.
         """
         mode, placed = self._send(self.mode, self._message(self.mode, report))
@@ -249,6 +249,7 @@ class FhirHook(BaseHook):
 
         Raises:
             ReceiverError: As the two methods do.
+            ValueError: It cannot be written as FHIR.
             OSError: The PDF cannot be read.
         """
         mode = self.mode
@@ -301,10 +302,7 @@ class FhirHook(BaseHook):
         if held:
             _check_may_replace(held, report, patient)
         write = _document_parts if mode is FhirMode.DOCUMENT else report_parts
-        try:
-            written = write(report, patient, self.connection.options)
-        except ValueError as error:
-            raise ReceiverRefusedError(f"The report cannot be written: {error}") from None
+        written = write(report, patient, self.connection.options)
         parts = [part for part in written if part.kind != "Provenance" or self._takes_provenance]
         known = {part.full_url: there for part in parts if part.kind == "Device" and (there := self._device(part))}
         kept = {number for part in parts for number in _numbers(part.resource)}
