@@ -49,6 +49,11 @@ test-oldest: $(OLDEST)/.ready  ## the unit tests on the oldest Airflow that is p
 test-system: $(READY)  ## the tests against real servers: Orthanc, dcmtk, PostgreSQL, a browser, Airflow's components
 	$(BIN)/python -m pytest -m system
 
+.PHONY: bench
+bench: $(READY)  ## how fast, against peers and limits, side by side; FAST=1 takes less than 4 minutes
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --requirement pyproject.toml --extra bench
+	$(BIN)/python -m benchmarks $(if $(FAST),--fast)
+
 .PHONY: lint
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

@@ -1,0 +1,224 @@
+"""Those who wait for results in one event loop, as a triggerer does, each in a process of its own.
+
+``python -m benchmarks.pollers ours JOB`` or ``python -m benchmarks.pollers http JOB``; JOB is JSON.
+
+Time runs faster by a factor: every duration of the triggers is divided by it, and rates are multiplied by it. What a
+poll costs, and how long the event loop is blocked, stays what it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow.sdk.module_loading import import_string  # type: ignore[attr-defined]
+from airflow.triggers.base import BaseTrigger
+
+from benchmarks.children import keep_quiet, orders, say
+from benchmarks.senders import memory
+
+CONN_ID = "bench"
+PACE = {"first_poll": 15.0, "max_poll": 60.0, "settle": 15.0}
+"""The provider's defaults, in seconds."""
+_TICK = 0.01
+
+
+@dataclass(slots=True)
+class _Told:
+    """When events named a resource, in seconds since the epoch, by its key in the ledger."""
+
+    done: dict[int, float] = field(default_factory=dict)
+    urgent: dict[int, float] = field(default_factory=dict)
+
+
+class _Costs:
+    """What the process uses from now on."""
+
+    def __init__(self) -> None:
+        self._cpu = time.process_time()
+        self._memory = memory("VmRSS")
+        self._besides = 0.0
+        self._blocked = 0.0
+        self._grown = 0
+
+    def leave_out(self, seconds: float) -> None:
+        """Take CPU time out that belongs to somebody else's process."""
+        self._besides += seconds
+
+    def weigh(self) -> None:
+        """Look how much memory there is now."""
+        self._grown = max(self._grown, memory("VmRSS") - self._memory)
+
+    async def watch(self) -> None:
+        """See for how long the event loop lets nobody else in."""
+        while True:
+            begun = time.perf_counter()
+            await asyncio.sleep(_TICK)
+            self._blocked = max(self._blocked, time.perf_counter() - begun - _TICK)
+
+    def to_json(self) -> dict[str, float]:
+        """Return CPU in seconds, growth of memory in bytes, and the longest block in seconds."""
+        cpu = time.process_time() - self._cpu - self._besides
+        return {"cpu": cpu, "grown": self._grown, "blocked": self._blocked}
+
+
+class Ours:
+    """One trigger of the provider a batch, made anew after each event, as the task that it wakes would do.
+
+    That task runs elsewhere: it would fetch what is done, and record it.
+
+    Args:
+        job: ``batches`` of a ledger below ``store``, ``factor``, ``seconds`` to wait and ``restart_after`` (real ones).
+    """
+
+    def __init__(self, job: Mapping[str, Any]) -> None:
+        from qure_provider.triggers import results
+
+        for name in ("GRACE_SECONDS", "STABLE_LIMIT_SECONDS", "HOLD_SECONDS"):
+            setattr(results, name, getattr(results, name) / job["factor"])
+        self._make = results.QureResultsTrigger
+        self._event = results.ResultsEvent
+        self._job = job
+        self._deadline = 0.0
+        self._told = _Told()
+        self._costs = _Costs()
+        self._rows: dict[int, tuple[str, str]] = {}
+        self._over: dict[int, set[int]] = {batch: set() for batch in job["batches"]}
+
+    async def warm_up(self) -> None:
+        """Do what a triggerer does only once."""
+        trigger = self._make(
+            qure_conn_id=CONN_ID, deadline=0.0, batch_id=self._job["batches"][0], store_root=self._job["store"]
+        )
+        async for _ in trigger.run():
+            pass
+
+    async def run(self) -> dict[str, Any]:
+        """Wait, with a restart in between."""
+        self._deadline = time.time() + self._job["seconds"]
+        self._costs = _Costs()
+        watcher = asyncio.create_task(self._costs.watch())
+        for batch in self._job["batches"]:
+            self._defer(batch)
+        first = [asyncio.create_task(self._follow(batch)) for batch in self._job["batches"]]
+        await asyncio.sleep(self._job["restart_after"])
+        self._costs.weigh()
+        for task in first:
+            task.cancel()
+        await asyncio.gather(*first, return_exceptions=True)
+        await asyncio.gather(*(self._follow(batch) for batch in self._job["batches"]))
+        watcher.cancel()
+        return {"done": self._told.done, "urgent": self._told.urgent, **self._costs.to_json()}
+
+    def _defer(self, batch: int) -> None:
+        """Write the trigger's row, as the database would have it."""
+        path, arguments = self._make(
+            qure_conn_id=CONN_ID,
+            deadline=self._deadline,
+            batch_id=batch,
+            store_root=self._job["store"],
+            besides=sorted(self._over[batch]),
+            pace={name: seconds / self._job["factor"] for name, seconds in PACE.items()},
+        ).serialize()
+        self._rows[batch] = path, json.dumps(arguments)
+
+    async def _follow(self, batch: int) -> None:
+        while True:
+            path, arguments = self._rows[batch]
+            trigger: BaseTrigger = import_string(path)(**json.loads(arguments))
+            async for fired in trigger.run():
+                event = self._event.from_payload(fired.payload)
+            if event.wake == "settings":
+                raise RuntimeError("the trigger took its connection for wrong")
+            now = time.time()
+            for key in event.done:
+                self._told.done.setdefault(key, now)
+            for key in event.urgent:
+                self._told.urgent.setdefault(key, now)
+            if event.wake in ("all", "deadline"):
+                return
+            self._over[batch].update(event.done)
+            fresh = set(event.urgent) - self._over[batch]
+            if fresh:
+                self._costs.leave_out(await asyncio.to_thread(self._record, fresh))
+            self._defer(batch)
+
+    def _record(self, keys: set[int]) -> float:
+        """Record that urgent results were fetched, as the task would; returns the CPU time that this took."""
+        from qure_provider.api.model import Outcome, ResultAnswer
+        from qure_provider.ledger.ledger import Ledger
+        from qure_provider.store import ledger_url
+
+        begun = time.thread_time()
+        with Ledger.open(ledger_url(self._job["store"])) as ledger:
+            for key in keys:
+                ledger.record_answer(key, ResultAnswer(Outcome.READY, files={"SC": ("",), "SR": ("",)}))
+        return time.thread_time() - begun
+
+
+class Http:
+    """The http provider: the trigger of a deferrable ``HttpSensor`` for each resource.
+
+    Args:
+        job: ``count`` resources, the ``status`` that they are all answered with, ``factor``, ``seconds`` to wait.
+    """
+
+    def __init__(self, job: Mapping[str, Any]) -> None:
+        from airflow.providers.http.triggers.http import HttpSensorTrigger
+
+        self._make = HttpSensorTrigger
+        self._job = job
+
+    async def warm_up(self) -> None:
+        """Do what a triggerer does only once."""
+        await self._first_event("200")
+
+    async def run(self) -> dict[str, Any]:
+        """Wait for all at once."""
+        costs = _Costs()
+        watcher = asyncio.create_task(costs.watch())
+        waiting = [asyncio.create_task(self._first_event(self._job["status"])) for _ in range(self._job["count"])]
+        await asyncio.sleep(self._job["seconds"])
+        costs.weigh()
+        said = costs.to_json()
+        fired = sum(task.done() and not task.cancelled() for task in waiting)
+        for task in (*waiting, watcher):
+            task.cancel()
+        await asyncio.gather(*waiting, watcher, return_exceptions=True)
+        return {"fired": fired, **said}
+
+    async def _first_event(self, status: str) -> None:
+        interval = PACE["max_poll"] / self._job["factor"]
+        trigger = self._make(endpoint=f"status/{status}", http_conn_id=CONN_ID, poke_interval=interval)
+        async for _ in trigger.run():
+            return
+
+
+POLLERS: Mapping[str, type[Ours | Http]] = {"ours": Ours, "http": Http}
+
+
+def main() -> None:
+    """Prepare, then wait whenever told."""
+    name, job = sys.argv[1], json.loads(sys.argv[2])
+    os.environ[f"AIRFLOW_CONN_{CONN_ID.upper()}"] = json.dumps(job["connection"])
+    keep_quiet()
+
+    async def run() -> None:
+        poller = POLLERS[name](job)
+        await poller.warm_up()
+        say({"ready": name})
+        lines = orders()
+        while await asyncio.to_thread(next, lines, None):
+            say(await poller.run())
+
+    asyncio.run(run())
+
+
+if __name__ == "__main__":
+    main()
