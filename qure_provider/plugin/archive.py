@@ -92,7 +92,7 @@ class Archive:
         if path is None:
             raise NotKeptError("The store keeps no summary of this run. Its summarize task writes one.")
         try:
-            return KeptRun(folder, _parse(path.read_text(encoding="utf-8")))
+            return KeptRun(folder, _parse(path.read_bytes()))
         except SummaryFormatError:
             raise NotKeptError(
                 "The summary of this run is of another version of the provider, or damaged. Open index.html in its "
@@ -134,7 +134,7 @@ class Archive:
         if path is None:
             raise NotKeptError("The store does not keep this result any more.")
         try:
-            return Result.from_json(json.loads(path.read_text(encoding="utf-8")))
+            return Result.from_json(json.loads(path.read_bytes()))
         except (ResultFormatError, ValueError):
             raise NotKeptError(
                 "This result is of another version of the provider, or damaged. Its files are in the store."
@@ -173,9 +173,9 @@ class Archive:
 
 
 @lru_cache(maxsize=8)
-def _parse(text: str) -> Summary:
+def _parse(content: bytes) -> Summary:
     """Read a summary; a page asks for it once for each of its pictures."""
     try:
-        return Summary.from_json(json.loads(text))
+        return Summary.from_json(json.loads(content))
     except ValueError as error:
         raise SummaryFormatError("The summary is damaged.") from error

@@ -10,7 +10,7 @@ import base64
 import hashlib
 from collections.abc import Iterator
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
@@ -97,7 +97,7 @@ def show_run(run: RunDep) -> Response:
 @app.get("/runs/{night}/{run}/passed_over.jsonl")
 def show_passed_over(run: RunDep, archive: ArchiveDep) -> Response:
     """The files that were not sent, each with its reason."""
-    return StreamingResponse(_chunks(archive.passed_over(run)), media_type="text/plain; charset=utf-8")
+    return _send(archive.passed_over(run), "text/plain; charset=utf-8")
 
 
 @app.get("/runs/{night}/{run}/results/{resource}/")
@@ -123,11 +123,7 @@ def send_file(resource: str, name: str, run: RunDep, archive: ArchiveDep) -> Res
     kept = archive.file(run.row(resource), name)
     shown_as = _SHOWN_AS.get(kept.media)
     disposition = "inline" if shown_as else "attachment"
-    return StreamingResponse(
-        _chunks(kept),
-        media_type=shown_as or str(kept.media),
-        headers={"Content-Disposition": f'{disposition}; filename="{kept.name}"'},
-    )
+    return _send(kept, shown_as or str(kept.media), {"Content-Disposition": f'{disposition}; filename="{kept.name}"'})
 
 
 @app.exception_handler(NotKeptError)
@@ -171,6 +167,13 @@ def _address(row: SummaryRow, name: str) -> str:
 
 def _page(template: str, **content: object) -> Response:
     return HTMLResponse(environment(Path(__file__).parent).get_template(template).render(**content))
+
+
+def _send(kept: KeptFile, content_type: str, headers: dict[str, str] | None = None) -> Response:
+    """Send a file; one that can't be opened is an error, and not an empty answer."""
+    chunks = _chunks(kept)
+    first = next(chunks, b"")
+    return StreamingResponse(chain([first], chunks), media_type=content_type, headers=headers)
 
 
 def _chunks(kept: KeptFile) -> Iterator[bytes]:
