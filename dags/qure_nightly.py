@@ -66,6 +66,7 @@ with DAG(
         export="{{ params.export }}",
         recompute="{{ params.recompute }}",
         dry_run="{{ params.dry_run or '' }}",
+        deliver_to=settings.deliver_to(),
         completeness="{{ ti.xcom_pull(task_ids='export_is_complete') }}",
         wait_seconds=18 * 3600,
     )

@@ -67,6 +67,7 @@ with DAG(
         qure_conn_id="{{ params.qure_conn_id }}",
         recompute="{{ params.recompute }}",
         dry_run="{{ params.dry_run or '' }}",
+        deliver_to=settings.deliver_to(),
         catch_up=False,
         wait_seconds=6 * 3600,
         least_share_of_usual=0,

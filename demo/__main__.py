@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,6 @@ from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
 from datetime import time as clock
 from pathlib import Path
-from types import FrameType
 from zoneinfo import ZoneInfo
 
 from rich.console import Console
@@ -22,7 +20,8 @@ from rich.console import Console
 from demo import checks
 from demo.airflow import USER, AirflowStack
 from demo.export import WHAT_IT_IS, ExportFacts, make_export
-from demo.processes import Processes, are_running, end_sessions, load_leaders
+from demo.hospital import Hospital, start_hospital
+from demo.processes import Processes, are_running, end_sessions, load_leaders, signals_as_exit
 from demo.report import Progress, make_console, make_rows, print_rows
 from demo.service import Service, plan_findings, start_service
 from qure_provider.dicom.model import Fate
@@ -90,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         make_empty(layout.build)
-        with _signals_as_exit(), _programs(layout, keep=options.keep) as processes:
+        with signals_as_exit(), _programs(layout, keep=options.keep) as processes:
             passed = _run(layout, processes, options)
     except KeyboardInterrupt:
         print("Interrupted; everything is stopped.", file=sys.stderr)
@@ -135,21 +134,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 @contextmanager
-def _signals_as_exit() -> Iterator[None]:
-    """Let a SIGTERM or a closed terminal clear up like a Ctrl-C."""
-
-    def leave(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
 def _programs(layout: Layout, *, keep: bool) -> Iterator[Processes]:
     """The demo's programs; what ends in an error or a Ctrl-C is not kept."""
     processes = Processes(layout.build / "logs", record=layout.record)
@@ -176,22 +160,28 @@ def _run(layout: Layout, processes: Processes, options: argparse.Namespace) -> b
     progress.say(f"The night {night} is exported: {facts.found} files in {facts.folder}")
     progress.say(WHAT_IT_IS)
     plan_findings(service, facts.resources)
+    hospital = start_hospital(processes, layout.build / "hospital", facts.patients)
+    archive = "Orthanc" if hospital.orthanc_url else "a stand-in for an archive"
+    progress.say(f"The SIMULATED hospital listens: {archive}, a RIS (HL7) and an EHR (FHIR)")
     airflow.wait_ready(dag_ids=[DAG_ID])
     progress.say(f"Airflow is ready: {airflow.url}, user {USER}, password {airflow.password}")
     airflow.api.add_connection(
         CONNECTION, conn_type="qure", host=service.url, password=service.token, extra={"source": service.source}
     )
+    for conn_id, connection in hospital.connections.items():
+        airflow.api.add_connection(conn_id, **connection)
     began = datetime.combine(options.night, NIGHTLY, ZONE)
     run_id = airflow.api.trigger(DAG_ID, logical_date=began, conf={"quiet_seconds": QUIET_SECONDS})
     progress.say(f"The connection {CONNECTION} is created, the DAG {DAG_ID} runs")
     state = _follow(airflow, run_id, progress, timeout=options.timeout)
     progress.say(f"The run ended: {state}")
     console.print()
-    passed = _conclude(console, layout, facts, service, state)
+    passed = _conclude(console, layout, facts, service, hospital, state)
     if options.keep:
         for line in (
             f"Left running. Airflow's UI: {airflow.url} user: {USER} password: {airflow.password}",
             f"The emulator of the Qure service (SIMULATED): {service.url}",
+            *([f"The archive (SIMULATED): {hospital.orthanc_url}"] if hospital.orthanc_url else []),
             "Stop it: make down",
         ):
             console.print(line, soft_wrap=True, markup=False)
@@ -204,6 +194,7 @@ def _settings(layout: Layout) -> dict[str, str]:
         "AIRFLOW__QURE__STORE_ROOT": str(layout.store),
         "AIRFLOW__QURE__IDENTITY_POLICY": "identified",
         "AIRFLOW__QURE__TIMEZONE": ZONE.key,
+        "AIRFLOW__QURE__DELIVER_TO": "pacs ris ehr",
     }
 
 
@@ -219,15 +210,19 @@ def _follow(airflow: AirflowStack, run_id: str, progress: Progress, *, timeout: 
         time.sleep(1)
 
 
-def _conclude(console: Console, layout: Layout, facts: ExportFacts, service: Service, state: str) -> bool:
+def _conclude(
+    console: Console, layout: Layout, facts: ExportFacts, service: Service, hospital: Hospital, state: str
+) -> bool:
     """Print and write what came of the night; returns whether it is all that there should be."""
     run = checks.read_run(layout.store, facts.night)
     results = checks.stored_results(layout.store)
+    arrived = hospital.arrived()
     problems = [
         *([] if state == "success" else [f"the run is {state}"]),
         *checks.check_run(facts, run),
         *checks.check_results(facts, results),
         *checks.check_requests(facts, service.control),
+        *checks.check_arrived(results, arrived),
     ]
     rows = make_rows(facts, results, layout.store, run.keys)
     print_rows(console, rows)
@@ -238,6 +233,7 @@ def _conclude(console: Console, layout: Layout, facts: ExportFacts, service: Ser
         f"Files: {sums['found']} found = " + " + ".join(f"{sums[fate.value]} {fate.value}" for fate in Fate),
         f"Results: {len(facts.resources)} expected, {sum(run.outcomes.values())} accounted for: {outcomes}",
         "Requests that the emulator saw: " + ", ".join(f"{number} {kind}" for kind, number in requests.items()),
+        "What arrived at the hospital: {pacs} DICOM objects, {ris} HL7 messages, {ehr} FHIR reports".format(**arrived),
         f"The store: {layout.store}",
         f"The night's page: {run.page}",
         *(f"Not as it should be: {problem}" for problem in problems),
@@ -254,6 +250,7 @@ def _conclude(console: Console, layout: Layout, facts: ExportFacts, service: Ser
         "sums": sums,
         "outcomes": run.outcomes,
         "requests": requests,
+        "arrived": arrived,
         "results": [asdict(row) for row in rows],
         "store": str(layout.store),
         "page": str(run.page),

@@ -252,6 +252,7 @@ class AirflowApi:
         *,
         conn_type: str,
         host: str = "",
+        port: int | None = None,
         password: str = "",
         extra: Mapping[str, Any] | None = None,
     ) -> None:
@@ -261,6 +262,7 @@ class AirflowApi:
             conn_id: Its name.
             conn_type: Its type.
             host: Host or base URL.
+            port: Port, where it is no part of a URL.
             password: Password or token.
             extra: Its further fields.
         """
@@ -268,6 +270,7 @@ class AirflowApi:
             "connection_id": conn_id,
             "conn_type": conn_type,
             "host": host,
+            "port": port,
             "password": password,
             "extra": json.dumps(extra or {}),
         }

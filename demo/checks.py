@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,30 @@ def stored_results(store: Path) -> list[StoredResult]:
     """All results in a store, whoever put them there."""
     found = sorted((store / "studies").rglob("result.json"))
     return [StoredResult(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in found]
+
+
+NEVER_ONWARD = ("original", "original_thumbnail")
+
+
+def check_arrived(results: Sequence[StoredResult], arrived: Mapping[str, int]) -> Iterator[str]:
+    """Compare what the hospital's systems got with what lies in the store.
+
+    Args:
+        results: What lies in the store.
+        arrived: What the archive (``pacs``), the RIS (``ris``) and the EHR (``ehr``) have.
+
+    Yields:
+        What is wrong, in words.
+    """
+    objects = sum(
+        asset["media"] == "application/dicom" and asset["kind"] not in NEVER_ONWARD
+        for result in results
+        for asset in result.content["assets"]
+    )
+    reports = len({(result.content["study_instance_uid"], result.content["usecase"]) for result in results})
+    for who, expected in (("pacs", objects), ("ris", reports), ("ehr", reports)):
+        if arrived[who] != expected:
+            yield f"{who} has {arrived[who]} of the {expected} that it should have"
 
 
 def check_run(facts: ExportFacts, run: RunRecord) -> Iterator[str]:

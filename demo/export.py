@@ -132,6 +132,13 @@ class ExportFacts:
         return {fate.value: counted[fate] for fate in Fate}
 
     @property
+    def patients(self) -> frozenset[str]:
+        """The patient IDs in the files that are selected."""
+        selected = [self.folder / file.path for file in self.files if file.fate is Fate.SELECTED]
+        headers = (pydicom.dcmread(path, specific_tags=["PatientID"], stop_before_pixels=True) for path in selected)
+        return frozenset(str(header.PatientID) for header in headers)
+
+    @property
     def urgent(self) -> tuple[ExpectedResource, ...]:
         """The CT results that are to be critical."""
         return tuple(each for each in self.resources if each.route is Route.CT and each.triage == "Critical")

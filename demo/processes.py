@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Self
 
 import psutil
@@ -155,6 +156,21 @@ def load_leaders(path: Path) -> tuple[Leader, ...]:
     if abs(content["boot"] - psutil.boot_time()) > _BOOT_TOLERANCE:
         return ()
     return tuple(Leader(**leader) for leader in content["leaders"])
+
+
+@contextmanager
+def signals_as_exit() -> Iterator[None]:
+    """Let a SIGTERM or a closed terminal clear up like a Ctrl-C."""
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 _KILL_SECONDS = 10

@@ -177,3 +177,41 @@ MLLP: dict[str, Any] = {
         maximum=3600,
     ),
 }
+
+_WEB: dict[str, Any] = {
+    "auth": _field(
+        "Authentication",
+        "How we show who we are; basic with a login, else none.",
+        enum=["none", "basic", "bearer", "oauth2"],
+    ),
+    "token_url": _field("Token URL", "OAuth2 token endpoint (client credentials)."),
+    "scope": _field("Scope", "OAuth2 scope."),
+    "verify": _field("Verify TLS", "Check the server's certificate.", "boolean", True),
+    "ca_bundle": _field("CA bundle", "PEM file or folder of the authority to trust, on every worker."),
+    "proxies": _field("Proxies", 'A proxy URL, or JSON such as {"https": "http://proxy:3128"}.'),
+    "connect_timeout": _field("Connect timeout (s)", "Seconds to wait for a connection.", "number", 10, minimum=0.1),
+    "read_timeout": _field("Idle timeout (s)", "Seconds without a single byte.", "number", 60, minimum=0.1),
+    "allow_plain_http": _field(
+        "Allow plain http", "Needed for any host but this machine without TLS.", "boolean", False
+    ),
+}
+
+FHIR: dict[str, Any] = {
+    "patient_identifier_system": _field(
+        "Patient identifier system", "System of the hospital's patient IDs in Patient records, such as urn:oid:1.2.3."
+    ),
+    "patient_identifier_systems": _field(
+        "Systems by issuer", "JSON from IssuerOfPatientID to system; once set, studies of other issuers are held."
+    ),
+    "accession_system": _field("Accession system", "System of accession numbers in references to orders."),
+    "report_status": _field("Report status", "There is no final.", default="partial", enum=["partial", "preliminary"]),
+    "include_pdf": _field("Include PDF", "Attach the report's PDF.", "boolean", True),
+    "include_scores": _field("Include scores", "Also send scores and negative decisions.", "boolean", False),
+    "mode": _field(
+        "How reports are put",
+        "auto goes by the server's CapabilityStatement.",
+        default="auto",
+        enum=["auto", "transaction", "single", "document"],
+    ),
+    **_WEB,
+}

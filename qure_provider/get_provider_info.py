@@ -38,7 +38,7 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": [
             {
                 "integration-name": "Qure.ai Platform API",
-                "python-modules": ["qure_provider.hooks.qure", "qure_provider.hooks.mllp"],
+                "python-modules": [f"qure_provider.hooks.{name}" for name in ("qure", "mllp", "fhir")],
             }
         ],
         "triggers": [
@@ -74,6 +74,21 @@ def get_provider_info() -> dict[str, Any]:
                 },
                 "conn-fields": connection_forms.MLLP,
             },
+            {
+                "connection-type": "fhir",
+                "hook-class-name": "qure_provider.hooks.fhir.FhirHook",
+                "hook-name": "FHIR R4",
+                "ui-field-behaviour": {
+                    "hidden-fields": ["schema", "port", "extra"],
+                    "relabeling": {
+                        "host": "Base URL",
+                        "login": "User or client id",
+                        "password": "Password, token or client secret",
+                    },
+                    "placeholders": {"host": "https://ehr.hospital.example/fhir"},
+                },
+                "conn-fields": connection_forms.FHIR,
+            },
         ],
         "extra-links": ["qure_provider.links.NightSummaryLink"],
         "cli": ["qure_provider.cli.get_qure_cli_commands"],
@@ -103,6 +118,12 @@ _CONFIG_OPTIONS: dict[str, Any] = {
     ),
     "export_root": _option(
         "The folder in which the PACS makes one export folder a night, named by date.", "", example="/exports"
+    ),
+    "deliver_to": _option(
+        "Where the provider's own DAGs deliver results: ids of connections of type dicom, dicomweb, mllp or fhir, or "
+        "folders' URLs, separated by spaces. Empty: results stay in the store.",
+        "",
+        example="pacs ris",
     ),
     "timezone": _option(
         "The hospital's time zone, by which nights are named. Empty: Airflow's default.", "", example="Asia/Kolkata"

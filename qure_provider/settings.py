@@ -72,6 +72,11 @@ def timezone() -> str:
     return "UTC" if airflow_default.lower() in {"", "utc"} else airflow_default
 
 
+def deliver_to() -> list[str]:
+    """Return ``[qure] deliver_to``: where the DAGs that come with the provider deliver everything."""
+    return _text("deliver_to").replace(",", " ").split()
+
+
 def ledger_conn_id() -> str:
     """Return ``[qure] ledger_conn_id``; empty means SQLite beside a local store."""
     return _text("ledger_conn_id")

@@ -300,7 +300,7 @@ class FhirServer:
     def _matching(self, kind, query):
         parameters = urllib.parse.parse_qsl(query, keep_blank_values=True)
         unknown = {name for name, _ in parameters} - SEARCHABLE
-        if unknown or not parameters:
+        if unknown:
             raise RefusalError(400, "not-supported", f"cannot search by {sorted(unknown)}")
         newest = [all_[-1] for (type_, _), all_ in self._versions.items() if type_ == kind]
         if self.behaviour.ignores_searches:
