@@ -77,6 +77,8 @@ def outside(store):
     (store.root.parent / "secret").write_bytes(SECRET)
     (store.root.parent / "outside").mkdir()
     (store.root.parent / "outside" / "summary.json").write_bytes(SECRET)
+    for folder in ("outside", "runs", "../runs", "."):
+        store.write(f"{folder}/summary.json", summary(row(impression=SECRET.decode())).to_json())
     store.write("ledger.sqlite3", SECRET)
     store.write("secret", SECRET)
     store.write(f"{STUDY}/unnamed.dcm", SECRET)
