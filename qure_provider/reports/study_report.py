@@ -65,7 +65,8 @@ class StudyReport:
 def report_key(study_instance_uid: str, product: str) -> str:
     """Return the number of a study's report by one product; see ``StudyReport.key``."""
     source = f"{study_instance_uid}|{product}"
-    return f"QURE{hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()[:16].upper()}"
+    digest = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"QURE{digest[:16].upper()}"
 
 
 def worst(meanings: Iterable[Meaning]) -> Meaning:
