@@ -23,7 +23,8 @@ def open_engine(url: str) -> Engine:
     """Return an engine for the ledger.
 
     SQLite is opened with write-ahead logging, and every transaction takes the write lock at its beginning, so that two
-    writers wait for each other instead of failing half-way.
+    writers wait for each other instead of failing half-way. What a statement was given is left out of errors and logs:
+    it names patients.
 
     Args:
         url: An SQLAlchemy URL, of SQLite or PostgreSQL.
@@ -33,10 +34,10 @@ def open_engine(url: str) -> Engine:
     """
     backend = make_url(url).get_backend_name()
     if backend == "postgresql":
-        return create_engine(url, pool_size=1, max_overflow=4, pool_pre_ping=True)
+        return create_engine(url, hide_parameters=True, pool_size=1, max_overflow=4, pool_pre_ping=True)
     if backend != "sqlite":
         raise LedgerError(f"The ledger runs on SQLite or PostgreSQL, not on {backend}: change [qure] ledger_conn_id.")
-    engine = create_engine(url, poolclass=NullPool)
+    engine = create_engine(url, hide_parameters=True, poolclass=NullPool)
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: sqlite3.Connection, _record: Any) -> None:

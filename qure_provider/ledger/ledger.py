@@ -364,7 +364,7 @@ class Ledger:
                     if why in {Why.NEW, Why.REVISION}:
                         rows.append(item.values(revision=1 if known is None else known["revision"] + 1, now=now))
             for batch in _chunks(rows):
-                connection.execute(insert(resources), batch)
+                connection.execute(self._insert(resources).values(batch).on_conflict_do_nothing())
             if rows:
                 latest = self._latest(connection, refs)
             identities = self._identities(connection, {row["study_id"] for row in latest.values()})
@@ -782,10 +782,10 @@ class _Wanted:
             "study_id": self.study_id,
             "series_instance_uid": series.series_instance_uid,
             "fingerprint": self.fingerprint,
-            "modality": series.modality,
-            "body_part": series.body_part,
-            "station_name": series.station_name,
-            "acquired": series.acquired,
+            "modality": _storable(series.modality),
+            "body_part": _storable(series.body_part),
+            "station_name": _storable(series.station_name),
+            "acquired": _storable(series.acquired),
             "instances": self.instances,
             "facts": asdict(facts_of(series)),
             "reason": "",
@@ -819,16 +819,21 @@ def _study_values(entry: SelectedSeries, key: str, now: float) -> dict[str, Any]
     identity = entry.series.identity
     return {
         "study_instance_uid": identity.study_instance_uid,
-        "patient_id": identity.patient_id,
-        "issuer_of_patient_id": identity.issuer_of_patient_id,
-        "accession_number": identity.accession_number,
-        "birth_date": identity.birth_date,
-        "sex": identity.sex,
-        "patient_name": identity.patient_name,
+        "patient_id": _storable(identity.patient_id),
+        "issuer_of_patient_id": _storable(identity.issuer_of_patient_id),
+        "accession_number": _storable(identity.accession_number),
+        "birth_date": _storable(identity.birth_date),
+        "sex": _storable(identity.sex),
+        "patient_name": _storable(identity.patient_name),
         "identity_key": key,
-        "study_date": entry.series.study_date,
+        "study_date": _storable(entry.series.study_date),
         "first_seen_at": now,
     }
+
+
+def _storable(text: str) -> str:
+    """Return a header's text as PostgreSQL takes it: without NUL, which is against DICOM and happens."""
+    return text.replace("\0", "\ufffd")
 
 
 def _identity_key(identity: Identity) -> str:
