@@ -5,6 +5,8 @@ import os
 import shutil
 import tempfile
 
+from hypothesis import HealthCheck, settings
+
 HOME = tempfile.mkdtemp(prefix="qure-tests-airflow-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 
@@ -17,3 +19,7 @@ os.environ |= {
     "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
     "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{HOME}/airflow.db",
 }
+
+# A busy machine is no reason to fail: what is tested is what comes out, not when.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")

@@ -191,4 +191,4 @@ def test_reading_takes_no_longer_than_in_proportion(text, status):
     started = time.process_time()
     parse_result(body, Route.CT, ResultsVersion.V1)
 
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 120  # a quadratic reading takes hours
