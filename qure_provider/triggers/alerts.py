@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pendulum
 from airflow.sdk.definitions.callback import AsyncCallback
@@ -17,6 +17,9 @@ from airflow.sdk.module_loading import import_string  # type: ignore[attr-define
 
 from qure_provider import settings
 from qure_provider.api.model import Meaning, ResultAnswer
+
+if TYPE_CHECKING:
+    from qure_provider.reports.result import Result
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ class Paging:
         if unknown:
             raise ValueError(f"no such triage meaning: {', '.join(sorted(unknown))}")
 
-    def wants(self, answer: ResultAnswer) -> bool:
+    def wants(self, answer: ResultAnswer | Result) -> bool:
         """Return whether this result is one of them."""
         if answer.meaning.value in self.meanings:
             return True
@@ -85,8 +88,11 @@ class Alert:
     @property
     def minutes_since_acquisition(self) -> int | None:
         """How old the images are, in minutes; None where the header does not tell."""
+        digits = self.acquired.partition(".")[0]
+        if len(digits) not in {12, 14}:  # pendulum finds a time in less, too, and a wrong one
+            return None
         try:
-            moment = pendulum.from_format(self.acquired[:14], "YYYYMMDDHHmmss", tz=settings.timezone())
+            moment = pendulum.from_format(digits.ljust(14, "0"), "YYYYMMDDHHmmss", tz=settings.timezone())
         except ValueError:
             return None
         return int((pendulum.now("UTC") - moment).total_seconds() // 60)

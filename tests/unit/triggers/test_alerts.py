@@ -1,0 +1,76 @@
+from dataclasses import fields, replace
+
+import pendulum
+import pytest
+from airflow.sdk.definitions.callback import AsyncCallback
+
+from qure_provider.api.model import Meaning, Outcome, Report, ResultAnswer
+from qure_provider.triggers.alerts import PAUSES_SECONDS, TRY_SECONDS, Alert, Paging, channel_of, check_paging
+
+ALERT = Alert("ab12", "qer", "urgent", "Critical", "CT", "ROOM1", "20261120101500.123", "dag", "run", "https://ui/run")
+
+
+def ready(**values):
+    return ResultAnswer(Outcome.READY, **values)
+
+
+class TestWhatIsSaid:
+    def test_names_study_product_station_and_time_and_that_it_is_unverified(self):
+        for part in ("AI output, unverified", "qer", "CT", "urgent", "Critical", "ab12", "ROOM1", "https://ui/run"):
+            assert part in ALERT.text
+
+    def test_knows_how_old_the_images_are_by_the_hospitals_clock(self, monkeypatch):
+        monkeypatch.setenv("AIRFLOW__QURE__TIMEZONE", "Asia/Kolkata")
+        monkeypatch.setattr(pendulum, "now", lambda zone: pendulum.datetime(2026, 11, 20, 4, 52, tz=zone))
+        assert ALERT.minutes_since_acquisition == 7
+        assert "7 min after acquisition" in ALERT.text
+        assert replace(ALERT, acquired="202611201015").minutes_since_acquisition == 7
+
+    @pytest.mark.parametrize("acquired", ["", "20261120", "2026112010", "20261120101", "20269920101500", "nonsense"])
+    def test_a_header_that_does_not_tell_stops_nothing(self, acquired):
+        alert = Alert("ab12", "qer", "urgent", "Critical", acquired=acquired)
+        assert alert.minutes_since_acquisition is None
+        assert "unverified" in alert.text
+        assert "min after" not in alert.text
+
+    def test_templates_can_use_all_of_it(self):
+        (alert,) = ALERT.as_context().values()
+        assert {field.name for field in fields(Alert)} | {"text", "minutes_since_acquisition"} == set(alert)
+
+
+class TestWhatPages:
+    def test_by_default_only_what_is_urgent(self):
+        wanted = [meaning for meaning in Meaning if Paging().wants(ready(meaning=meaning))]
+        assert wanted == [Meaning.URGENT]
+
+    def test_a_finding_by_decision_or_by_listing(self):
+        paging = Paging((), ("sdh",))
+        assert paging.wants(ready(decisions={"sdh": True}))
+        assert paging.wants(ready(report=Report(findings_list=(("sdh", "text"),))))
+        assert not paging.wants(ready(decisions={"sdh": False}))
+        assert not paging.wants(ready(meaning=Meaning.URGENT))
+
+    def test_a_meaning_that_does_not_exist_is_refused(self):
+        with pytest.raises(ValueError, match="no such triage meaning: dire"):
+            check_paging((), ("urgent", "dire"))
+
+    def test_so_is_what_is_no_notifier(self):
+        with pytest.raises(ValueError, match="AsyncCallback"):
+            check_paging(("mail",), ())
+
+
+class TestChannels:
+    def channel(self, **arguments):
+        return channel_of(AsyncCallback("a.module.Notifier", kwargs=arguments).serialize())
+
+    def test_the_same_settings_are_the_same_channel_however_they_are_ordered(self):
+        assert self.channel(a=1, b=[2]) == self.channel(b=[2], a=1)
+
+    def test_others_are_another_and_do_not_show(self):
+        assert self.channel(to="someone@example.org") != self.channel(to="other@example.org")
+        assert "someone" not in self.channel(to="someone@example.org")
+
+
+def test_a_notifier_has_its_three_tries_within_a_minute():
+    assert len(PAUSES_SECONDS) == 3
+    assert sum(PAUSES_SECONDS) + len(PAUSES_SECONDS) * TRY_SECONDS < 60
