@@ -21,7 +21,7 @@ class TestWhatIsSaid:
 
     def test_knows_how_old_the_images_are_by_the_hospitals_clock(self, monkeypatch):
         monkeypatch.setenv("AIRFLOW__QURE__TIMEZONE", "Asia/Kolkata")
-        monkeypatch.setattr(pendulum, "now", lambda zone: pendulum.datetime(2026, 11, 20, 4, 52, tz=zone))
+        monkeypatch.setattr(pendulum, "now", lambda tz: pendulum.datetime(2026, 11, 20, 4, 52).in_timezone(tz))
         assert ALERT.minutes_since_acquisition == 7
         assert "7 min after acquisition" in ALERT.text
         assert replace(ALERT, acquired="202611201015").minutes_since_acquisition == 7
