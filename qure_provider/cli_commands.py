@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 import time
+import uuid
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator
@@ -92,17 +93,18 @@ def withdraw(args: Namespace) -> None:
     with _open(args) as (store, ledger):
         found = [
             row
-            for row in ledger.deliveries.delivered_since(since, study_instance_uid=args.study, product=args.product)
-            if not args.model or args.model in _models(store, ledger, row)
+            for row in ledger.deliveries.not_withdrawn(since=since, study_instance_uid=args.study)
+            if args.product.casefold() in {"", row.product.casefold()}
+            and (not args.model or args.model in _models(store, ledger, row))
         ]
         shown = [_shown(row) for row in found]
         if not args.yes:
             _print({"would_withdraw": shown, "note": "nothing was done: add --yes"})
             return
-        for row in found:
-            ledger.deliveries.withdraw(row, by=args.by, why=args.why)
+        ledger.deliveries.withdraw(found, by=args.by, why=args.why)
         destinations = sorted({row.destination for row in found})
-        troubles = Courier(store, ledger, "cli").deliver(destinations, seconds=DELIVER_SECONDS, even_if_not_due=True)
+        courier = Courier(store, ledger, f"withdraw-{uuid.uuid4()}")
+        troubles = courier.deliver(destinations, seconds=DELIVER_SECONDS, even_if_not_due=True)
         _print(
             {
                 "withdrawn": shown,
@@ -122,7 +124,7 @@ def _open(args: Namespace) -> Iterator[tuple[Store, Ledger]]:
 
 
 def _models(store: Store, ledger: Ledger, delivery: DeliveryRow) -> set[str]:
-    rows = [row for row in ledger.rows_of_study(delivery.study_instance_uid) if row.id in delivery.resource_ids]
+    rows = ledger.rows_by_id(delivery.resource_ids)
     results = [Result.from_json(store.read_json(f"{row.store_path}/result.json")) for row in rows if row.store_path]
     return {result.model_version for result in results if result.model_version}
 

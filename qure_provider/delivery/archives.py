@@ -16,7 +16,6 @@ from qure_provider.dicom.model import Identity
 from qure_provider.dicom.rejection import Rejected, rejection_note
 from qure_provider.dicom.verify import compare
 from qure_provider.hooks.connection import Fields
-from qure_provider.hooks.media import Media
 from qure_provider.hooks.receiver import (
     DeliveryInDoubtError,
     ReceiverRefusedError,
@@ -31,7 +30,7 @@ _ERRORS = {
     StoreKind.UNAVAILABLE: ReceiverUnavailableError,
     StoreKind.REFUSED: ReceiverRefusedError,
 }
-"""What a parcel comes to when some of its objects were not stored; the first kind that occurs, in this order, counts."""
+"""What a parcel comes to when some of its objects were not stored; the first kind in this order that occurs counts."""
 
 
 Store = Callable[[Sequence[Path]], tuple[StoreStatus, ...]]
@@ -56,6 +55,7 @@ class ArchiveDestination:
     """
 
     takes: ClassVar[ParcelKind] = ParcelKind.OBJECTS
+    only_dicom: ClassVar[bool] = True
 
     def __init__(self, name: str, archive: Archive, store: Store) -> None:
         self._archive = archive
@@ -75,8 +75,6 @@ class ArchiveDestination:
         if self._proves and self._missing(parcel, objects):
             raise DeliveryInDoubtError("The archive took every object, but does not have them all when asked.")
         return {
-            "sha256": [asset.sha256 for asset, _ in parcel.files if asset.media == Media.DICOM.value],
-            "objects": [[item.sop_class_uid, item.sop_instance_uid, item.series_instance_uid] for item in objects],
             "warnings": sorted({status.reason for status in statuses if status.kind is StoreKind.WARNING}),
             "proof": "the archive was asked" if self._proves else "each object's status",
         }
@@ -99,7 +97,7 @@ class ArchiveDestination:
 
     def _content(self, parcel: ObjectsParcel, folder: Path) -> tuple[list[Path], tuple[Rejected, ...]]:
         if not parcel.withdrawn_because:
-            return [path for asset, path in parcel.files if asset.media == Media.DICOM.value], parcel.objects
+            return [path for _, path in parcel.files], parcel.objects
         if not parcel.objects:
             return [], ()
         note = folder / "rejection.dcm"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -55,30 +55,51 @@ class Assembler:
         self._ledger = ledger
         self._scratch = scratch
 
-    def assemble(self, delivery: DeliveryRow) -> Assembled:
+    def assemble(self, delivery: DeliveryRow, *, only_dicom: bool = False) -> Assembled:
         """Make a delivery's parcel.
+
+        Args:
+            delivery: The delivery.
+            only_dicom: Whether its destination takes DICOM objects alone.
 
         Raises:
             HeldError: If a result may not be the right one, or not the right patient's.
         """
-        newest = {row.id: row for row in self._ledger.rows_of_study(delivery.study_instance_uid)}
-        rows = [newest[resource_id] for resource_id in delivery.resource_ids if resource_id in newest]
-        if len(rows) != len(delivery.resource_ids):
-            raise HeldError("the images were sent again since; their newer result takes its place")
         is_withdrawal = delivery.kind is ParcelKind.WITHDRAWAL
+        rows = self._ledger.rows_by_id(delivery.resource_ids) if is_withdrawal else self._current(delivery)
+        if not rows:
+            raise HeldError("the ledger has forgotten the images that it is of")
         checked = [self._check(row, number, is_withdrawal=is_withdrawal) for number, row in enumerate(rows)]
         simulated = any(item.is_simulated for item in checked)
         if delivery.subject not in {row.uid for row in rows}:
             return Assembled(ReportParcel(self._report(delivery, rows, checked), is_withdrawal), simulated)
         if is_withdrawal:
-            return Assembled(self._withdrawn_objects(delivery, rows[0]), simulated)
-        return Assembled(self._objects(delivery, rows[0], checked[0]), simulated)
+            return Assembled(self._withdrawn_objects(delivery, checked[0]), simulated)
+        return Assembled(self._objects(delivery, checked[0], only_dicom=only_dicom), simulated)
+
+    def _current(self, delivery: DeliveryRow) -> list[ResourceRow]:
+        """Return the resources of a delivery, unless something newer is known of them."""
+        of_study = self._ledger.rows_of_study(delivery.study_instance_uid)
+        newest = {row.id: row for row in of_study}
+        rows = [newest[resource_id] for resource_id in delivery.resource_ids if resource_id in newest]
+        if len(rows) != len(delivery.resource_ids):
+            raise HeldError("the images were sent again since; their newer result takes its place")
+        if len({row.identity for row in of_study}) > 1:
+            raise HeldError(
+                "images of the study were sent with different patient data or accession numbers; export all of it again"
+            )
+        if self._ledger.deliveries.withdrawn_resources(delivery.study_instance_uid) & {*delivery.resource_ids}:
+            raise HeldError("a result in it was withdrawn; only a newer one can go out")
+        return rows
 
     def _check(self, row: ResourceRow, number: int, *, is_withdrawal: bool) -> _Checked:
         """Check that a result is the right patient's; what is taken back went out before, so it is not held."""
         if row.doubt and not is_withdrawal:
             raise HeldError(row.doubt)
-        result = ready_result(self._store, row)
+        try:
+            result = ready_result(self._store, row)
+        except ValueError:
+            raise HeldError("the stored result is damaged; recompute brings a new one") from None
         folder = self._scratch / f"fetched-{number}"
         folder.mkdir()
         fetched = [(asset, self._local(row, asset, folder)) for asset in result.assets]
@@ -91,19 +112,25 @@ class Assembler:
             raise HeldError(contradiction)
         return _Checked(row, result, files, any(is_simulated(path) for path in objects) or _says_simulated(result))
 
-    def _withdrawn_objects(self, delivery: DeliveryRow, row: ResourceRow) -> ObjectsParcel:
+    def _withdrawn_objects(self, delivery: DeliveryRow, checked: _Checked) -> ObjectsParcel:
+        """Name what arrived, by the receipts, and what may have: all that could have been sent."""
+        row = checked.row
         receipts = self._ledger.deliveries.receipts(ParcelKind.OBJECTS, delivery.subject, delivery.destination)
+        arrived = [Rejected(*uids) for receipt in receipts for uids in receipt.get("objects", ())]
+        files = [(asset, path) for asset, path in checked.files if not delivery.sends or asset.kind in delivery.sends]
+        objects = {item.sop_instance_uid: item for item in [*self._complete(row, files).uids, *arrived]}
         return ObjectsParcel(
             identity=row.identity,
             facts=row.facts,
             files=(),
-            objects=tuple(Rejected(*uids) for receipt in receipts for uids in receipt.get("objects", ())),
+            objects=tuple(objects.values()),
             folder=row.store_path or "",
             made_at=_moment(delivery),
             withdrawn_because=self._ledger.deliveries.withdrawn_because(delivery) or "withdrawn",
         )
 
-    def _objects(self, delivery: DeliveryRow, row: ResourceRow, checked: _Checked) -> ObjectsParcel:
+    def _objects(self, delivery: DeliveryRow, checked: _Checked, *, only_dicom: bool) -> ObjectsParcel:
+        row = checked.row
         arrived = {
             digest
             for receipt in self._ledger.deliveries.earlier_receipts(delivery)
@@ -112,26 +139,37 @@ class Assembler:
         wanted = [
             (asset, path)
             for asset, path in checked.files
-            if (not delivery.sends or asset.kind in delivery.sends) and asset.sha256 not in arrived
+            if (not delivery.sends or asset.kind in delivery.sends)
+            and (not only_dicom or _is_dicom(asset))
+            and asset.sha256 not in arrived
         ]
-        folder = self._scratch / "completed"
-        folder.mkdir()
-        objects = [path for asset, path in wanted if _is_dicom(asset)]
-        sent = self._ledger.sent_uids(row.identity.study_instance_uid)
-        completed = complete_objects(objects, folder, row.identity, row.facts, sent)
+        completed = self._complete(row, wanted)
         return ObjectsParcel(
             identity=row.identity,
             facts=row.facts,
             files=tuple((asset, completed.paths.get(path, path)) for asset, path in wanted),
-            objects=tuple(
-                Rejected(item.sop_class_uid, item.sop_instance_uid, item.series_instance_uid)
-                for item in completed.objects.values()
-            ),
+            objects=completed.uids,
             folder=row.store_path or "",
             made_at=_moment(delivery),
         )
 
+    def _complete(self, row: ResourceRow, files: Sequence[tuple[Asset, Path]]) -> _Completed:
+        folder = self._scratch / "completed"
+        folder.mkdir()
+        objects = [path for asset, path in files if _is_dicom(asset)]
+        sent = self._ledger.sent_uids(row.identity.study_instance_uid)
+        completed = complete_objects(objects, folder, row.identity, row.facts, sent)
+        return _Completed(
+            completed.paths,
+            tuple(
+                Rejected(item.sop_class_uid, item.sop_instance_uid, item.series_instance_uid)
+                for item in completed.objects.values()
+            ),
+        )
+
     def _report(self, delivery: DeliveryRow, rows: Sequence[ResourceRow], checked: Sequence[_Checked]) -> StudyReport:
+        if not delivery.product:
+            raise HeldError("the service did not say which product it is of")
         leading = min(checked, key=lambda item: item.result.meaning is not worst(c.result.meaning for c in checked))
         pdf = next((path for asset, path in leading.files if asset.kind in PDF_KINDS), None)
         return StudyReport(
@@ -162,6 +200,12 @@ class _Checked:
     is_simulated: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Completed:
+    paths: Mapping[Path, Path]
+    uids: tuple[Rejected, ...]
+
+
 def ready_result(store: Store, row: ResourceRow) -> Result:
     """Return a ready resource's result from the store.
 
@@ -182,5 +226,6 @@ def _is_dicom(asset: Asset) -> bool:
 
 
 def _says_simulated(result: Result) -> bool:
-    text = " ".join([result.report.impression, result.report.findings, *result.report.lines])
-    return "SIMULATED" in text
+    report = result.report
+    texts = [report.impression, report.findings, *report.lines, *(text for _, text in report.findings_list)]
+    return any("SIMULATED" in text for text in texts)

@@ -6,31 +6,47 @@ import hashlib
 import json
 import logging
 import time
+import traceback
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Any
 
 from qure_provider.api.model import Meaning, Outcome
-from qure_provider.delivery.assemble import Assembler, ready_result
-from qure_provider.delivery.destination import Arrival, Destination, HeldError, open_destination
+from qure_provider.delivery.assemble import NEVER_ONWARD, Assembler, ready_result
+from qure_provider.delivery.destination import Arrival, Destination, HeldError, ObjectsParcel, Parcel, open_destination
 from qure_provider.delivery.rules import Case, Rule, decide, destinations_of
+from qure_provider.hooks.media import Media
 from qure_provider.hooks.receiver import (
     DeliveryInDoubtError,
+    ReceiverError,
     ReceiverRefusedError,
     ReceiverSettingsError,
-    ReceiverUnavailableError,
 )
-from qure_provider.ledger.deliveries import DeliveryRow, DeliveryState, NewParcel, ParcelKind, Wanted
+from qure_provider.ledger.deliveries import (
+    TROUBLED_STATES,
+    DeliveryRow,
+    DeliveryState,
+    NewParcel,
+    ParcelKind,
+    Wanted,
+)
 from qure_provider.ledger.ledger import Ledger, ResourceRow
 from qure_provider.nights import safe_name
-from qure_provider.reports.result import Result
-from qure_provider.reports.study_report import report_key
+from qure_provider.reports.result import Asset, Result
+from qure_provider.reports.study_report import report_key, worst
 from qure_provider.store import Store
+from qure_provider.triggers.alerts import Paging
 
 log = logging.getLogger(__name__)
 
 UNWANTED = "no rule sends it there"
+NO_FILES = "the result has no file that the rule sends and the destination takes"
+NOTHING_NEW = "all of it had arrived with an earlier revision"
+LACKING = "an image was sent again and has no newer result: a report without it could replace one that had it"
+ENOUGH = 3
+"""After so many deliveries in a row that did not get through, a destination is left alone until a later call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +71,18 @@ class Courier:
         store: Where results are.
         ledger: Where deliveries are recorded.
         owner: Who holds the leases: the task instance.
+        paging: Which results people are told of; with the urgent ones, they go first.
     """
 
-    def __init__(self, store: Store, ledger: Ledger, owner: str) -> None:
+    def __init__(self, store: Store, ledger: Ledger, owner: str, paging: Paging | None = None) -> None:
         self._store = store
         self._ledger = ledger
         self._owner = owner
+        self._paging = paging or Paging()
 
     def enqueue(
         self, run_id: int, rows: Sequence[ResourceRow], rules: Sequence[Rule], *, is_final: bool = False
-    ) -> None:
+    ) -> list[str]:
         """Record what is owed of these resources' results.
 
         A study's report waits until all its resources have their answer, unless one is urgent: then it goes at once,
@@ -75,15 +93,14 @@ class Courier:
             rows: Resources, as recorded now.
             rules: What goes where.
             is_final: Whether nothing more is waited for: reports go out with what is there.
+
+        Returns:
+            Which destinations can't be used, and why; the others are served.
         """
-        takers = _takers(rules)
-        for row in rows:
-            if row.outcome is Outcome.READY and row.store_path:
-                self._enqueue_objects(run_id, row, rules, takers.get(ParcelKind.OBJECTS, ()))
-        report_takers = takers.get(ParcelKind.REPORT, ())
-        if report_takers:
-            for study in dict.fromkeys(row.identity.study_instance_uid for row in rows):
-                self._enqueue_reports(run_id, study, rules, report_takers, is_final=is_final)
+        takers, problems = _takers(rules)
+        for parcel, wanted in self._parcels(rows, rules, takers, is_final=is_final):
+            self._ledger.deliveries.enqueue(run_id, parcel, wanted)
+        return problems
 
     def deliver(
         self,
@@ -95,7 +112,7 @@ class Courier:
     ) -> list[Trouble]:
         """Send what is owed, to all destinations at once, for a bounded time.
 
-        A destination that does not answer is left alone until a later call.
+        Nothing is tried twice in one call. A destination that does not answer is left alone until a later one.
 
         Args:
             destinations: Where to.
@@ -114,8 +131,10 @@ class Courier:
             parts = pool.map(lambda name: self._deliver_to(name, run_id, give_up, even_if_not_due), names)
             return [trouble for part in parts for trouble in part]
 
-    def render(self, rows: Sequence[ResourceRow], rules: Sequence[Rule], folder: str) -> int:
+    def render(self, rows: Sequence[ResourceRow], rules: Sequence[Rule], folder: str) -> list[str]:
         """Write what would be sent for these resources into the store, and send nothing.
+
+        What would not go out has a ``NOT_SENT.txt`` that says why.
 
         Args:
             rows: Resources, as recorded now.
@@ -123,53 +142,57 @@ class Courier:
             folder: Where to, relative to the store's root: a folder for each destination and parcel.
 
         Returns:
-            How many parcels.
+            Which destinations can't be used, and why.
         """
-        written = 0
-        for parcel, wanted in self._all_parcels(rows, rules):
+        takers, problems = _takers(rules)
+        for parcel, wanted in self._parcels(rows, rules, takers, is_final=True):
+            known = [
+                row
+                for row in self._ledger.deliveries.of_study(parcel.study_instance_uid)
+                if (row.kind, row.subject) == (parcel.kind, parcel.subject)
+            ]
+            newest = max((row.revision for row in known), default=0)
+            same = [row for row in known if row.revision == newest and row.digest == parcel.digest]
+            arrived = {row.destination for row in same if row.state is DeliveryState.DELIVERED}
             for item in wanted:
-                if item.state is not DeliveryState.NOT_WANTED:
+                if item.state is not DeliveryState.NOT_WANTED and item.destination not in arrived:
                     target = f"{folder}/{safe_name(item.destination)}/{parcel.kind.value}-{parcel.subject}"
-                    self._render_one(parcel, item, target)
-                    written += 1
-        return written
+                    self._render_one(_imagined(parcel, item, newest if same else newest + 1), item, target)
+        return problems
 
-    def _render_one(self, parcel: NewParcel, item: Wanted, target: str) -> None:
+    def _render_one(self, delivery: DeliveryRow, item: Wanted, target: str) -> None:
         with closing(open_destination(item.destination)) as destination, self._store.scratch() as scratch:
             rendered = scratch / "rendered"
             rendered.mkdir()
             try:
                 if item.state is DeliveryState.HELD:
                     raise HeldError(item.reason)
-                assembled = Assembler(self._store, self._ledger, scratch).assemble(_imagined(parcel, item))
+                assembler = Assembler(self._store, self._ledger, scratch)
+                assembled = assembler.assemble(delivery, only_dicom=destination.only_dicom)
                 destination.render(assembled.content, rendered)
-            except HeldError as error:
-                (rendered / "HELD.txt").write_text(f"{error}\n", encoding="utf-8")
+            except (HeldError, ReceiverError) as error:
+                (rendered / "NOT_SENT.txt").write_text(f"{error}\n", encoding="utf-8")
             for path in sorted(rendered.iterdir()):
                 self._store.put(path, f"{target}/{path.name}")
 
-    def _all_parcels(
-        self, rows: Sequence[ResourceRow], rules: Sequence[Rule]
+    def _parcels(
+        self, rows: Sequence[ResourceRow], rules: Sequence[Rule], takers: Sequence[_Taker], *, is_final: bool
     ) -> Iterable[tuple[NewParcel, list[Wanted]]]:
-        takers = _takers(rules)
-        for row in rows:
-            if row.outcome is Outcome.READY and row.store_path:
-                yield self._objects(row, rules, takers.get(ParcelKind.OBJECTS, ()))
-        for study in dict.fromkeys(row.identity.study_instance_uid for row in rows):
-            yield from self._reports(study, rules, takers.get(ParcelKind.REPORT, ()), is_final=True)
-
-    def _enqueue_objects(
-        self, run_id: int, row: ResourceRow, rules: Sequence[Rule], destinations: Sequence[str]
-    ) -> None:
-        parcel, wanted = self._objects(row, rules, destinations)
-        if wanted:
-            self._ledger.deliveries.enqueue(run_id, parcel, wanted)
+        archives = [taker for taker in takers if taker.kind is ParcelKind.OBJECTS]
+        readers = [taker.name for taker in takers if taker.kind is ParcelKind.REPORT]
+        if archives:
+            for row in rows:
+                if row.outcome is Outcome.READY and row.store_path:
+                    yield self._objects(row, rules, archives)
+        if readers:
+            for study in dict.fromkeys(row.identity.study_instance_uid for row in rows):
+                yield from self._reports(study, rules, readers, is_final=is_final)
 
     def _objects(
-        self, row: ResourceRow, rules: Sequence[Rule], destinations: Sequence[str]
+        self, row: ResourceRow, rules: Sequence[Rule], takers: Sequence[_Taker]
     ) -> tuple[NewParcel, list[Wanted]]:
         result = ready_result(self._store, row)
-        case = _case(row, [result])
+        case = _case([row], [result])
         parcel = NewParcel(
             kind=ParcelKind.OBJECTS,
             subject=row.uid,
@@ -177,29 +200,25 @@ class Courier:
             study_instance_uid=row.identity.study_instance_uid,
             product=row.usecase or "",
             resource_ids=(row.id,),
-            urgent=row.meaning is Meaning.URGENT,
+            urgent=self._is_urgent([result]),
         )
-        return parcel, [_wanted(rules, case, name, row.doubt) for name in destinations]
-
-    def _enqueue_reports(
-        self, run_id: int, study: str, rules: Sequence[Rule], destinations: Sequence[str], *, is_final: bool
-    ) -> None:
-        for parcel, wanted in self._reports(study, rules, destinations, is_final=is_final):
-            self._ledger.deliveries.enqueue(run_id, parcel, wanted)
+        return parcel, [_with_files(taker, _wanted(rules, case, taker.name, row.doubt), result) for taker in takers]
 
     def _reports(
         self, study: str, rules: Sequence[Rule], destinations: Sequence[str], *, is_final: bool
     ) -> Iterable[tuple[NewParcel, list[Wanted]]]:
         rows = self._ledger.rows_of_study(study)
-        ready = [row for row in rows if row.outcome is Outcome.READY and row.store_path and row.usecase]
+        ready = [row for row in rows if row.outcome is Outcome.READY and row.store_path]
         is_whole = is_final or all(row.is_over or row.outcome is Outcome.NOT_UPLOADED for row in rows)
+        lacks = any(row.revision > 1 and row not in ready and not row.is_resolved for row in rows)
         for product in dict.fromkeys(row.usecase or "" for row in ready):
-            group = [row for row in ready if row.usecase == product]
-            if not destinations or not (is_whole or any(row.meaning is Meaning.URGENT for row in group)):
-                continue
+            group = [row for row in ready if (row.usecase or "") == product]
             results = [ready_result(self._store, row) for row in group]
-            case = _case(group[0], results)
-            doubt = next((row.doubt for row in group if row.doubt), "")
+            is_urgent = self._is_urgent(results)
+            if not (is_whole or is_urgent):
+                continue
+            doubt = next((row.doubt for row in group if row.doubt), LACKING if lacks and not is_urgent else "")
+            case = _case(group, results)
             parcel = NewParcel(
                 kind=ParcelKind.REPORT,
                 subject=report_key(study, product),
@@ -207,72 +226,123 @@ class Courier:
                 study_instance_uid=study,
                 product=product,
                 resource_ids=tuple(row.id for row in group),
-                urgent=any(row.meaning is Meaning.URGENT for row in group),
+                urgent=is_urgent,
             )
             yield parcel, [_wanted(rules, case, name, doubt) for name in destinations]
 
+    def _is_urgent(self, results: Sequence[Result]) -> bool:
+        return any(result.meaning is Meaning.URGENT or self._paging.wants(result) for result in results)
+
     def _deliver_to(self, name: str, run_id: int | None, give_up: float, even_if_not_due: bool) -> list[Trouble]:
+        deliveries = self._ledger.deliveries
+        began = time.time()
         troubles: list[Trouble] = []
-        destination: Destination | None = None
-        tried: set[int] = set()
+        failures = 0
         try:
-            while time.monotonic() < give_up:
-                claimed = self._ledger.deliveries.claim(
-                    self._owner, destination=name, run_id=run_id, even_if_not_due=even_if_not_due
+            opened = closing(open_destination(name))
+        except ReceiverSettingsError as error:
+            deliveries.note(name, str(error))
+            log.warning("A destination cannot be used: destination=%s error=%s", name, error)
+            return []
+        with opened as destination:
+            while failures < ENOUGH and time.monotonic() < give_up:
+                claimed = deliveries.claim(
+                    self._owner,
+                    destination=name,
+                    run_id=run_id,
+                    even_if_not_due=even_if_not_due,
+                    not_begun_since=began,
                 )
-                again = [row for row in claimed if row.id in tried]
-                self._ledger.deliveries.put_back(again, "tried in this round already")
-                fresh = [row for row in claimed if row.id not in tried]
-                if not fresh:
+                if not claimed:
                     break
-                for position, row in enumerate(fresh):
-                    tried.add(row.id)
-                    try:
-                        destination = destination or open_destination(name)
-                        trouble = self._deliver_one(destination, row)
-                    except (ReceiverSettingsError, ReceiverUnavailableError) as error:
-                        self._ledger.deliveries.try_later(row, str(error))
-                        self._ledger.deliveries.put_back(fresh[position + 1 :], str(error))
-                        log.warning("A destination did not take a delivery: destination=%s error=%s", name, error)
-                        return troubles
-                    if trouble:
-                        troubles.append(trouble)
-        finally:
-            if destination is not None:
-                destination.close()
+                for position, row in enumerate(claimed):
+                    if failures >= ENOUGH or time.monotonic() >= give_up:
+                        deliveries.put_back(claimed[position:])
+                        break
+                    if not deliveries.renew(row):
+                        continue
+                    tried = self._deliver_one(destination, row)
+                    if tried.got_through is not None:
+                        failures = 0 if tried.got_through else failures + 1
+                    if tried.state in TROUBLED_STATES:
+                        troubles.append(Trouble(row, tried.state, tried.reason))
         return troubles
 
-    def _deliver_one(self, destination: Destination, row: DeliveryRow) -> Trouble | None:
+    def _deliver_one(self, destination: Destination, row: DeliveryRow) -> _Tried:
         deliveries = self._ledger.deliveries
         try:
-            with self._store.scratch() as scratch:
-                parcel = Assembler(self._store, self._ledger, scratch).assemble(row)
-                if parcel.is_simulated and not destination.is_loopback:
-                    raise HeldError("it was made by an emulator, and the destination is not on this machine")
-                if row.was_in_doubt and destination.arrived(parcel.content) is Arrival.ARRIVED:
-                    deliveries.delivered(row, {"proof": "the destination was asked after a try in doubt"})
-                    return None
-                receipt = destination.send(parcel.content)
+            receipt = self._send(destination, row)
         except HeldError as error:
             deliveries.held(row, str(error))
-            return Trouble(row, DeliveryState.HELD, str(error))
+            return _Tried(DeliveryState.HELD, str(error))
         except ReceiverRefusedError as error:
             deliveries.dead(row, str(error))
-            return Trouble(row, DeliveryState.DEAD, str(error))
-        except DeliveryInDoubtError as error:
-            state = deliveries.try_later(row, str(error), in_doubt=True)
-            return Trouble(row, state, str(error))
+            return _Tried(DeliveryState.DEAD, str(error), got_through=True)
+        except ReceiverError as error:
+            log.warning("A delivery did not get through: destination=%s error=%s", row.destination, error)
+            state = deliveries.try_later(row, str(error), in_doubt=isinstance(error, DeliveryInDoubtError))
+            return _Tried(state, str(error), got_through=False)
+        except Exception as error:  # one parcel that cannot be made or sent must not hold up the others
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            log.error(
+                "A delivery failed unexpectedly: destination=%s error=%s at=%s:%d",
+                row.destination,
+                type(error).__name__,
+                place.filename,
+                place.lineno or 0,
+            )
+            reason = f"it failed unexpectedly ({type(error).__name__}); the task's log says where"
+            return _Tried(deliveries.try_later(row, reason), reason)
         deliveries.delivered(row, receipt)
-        return None
+        return _Tried(DeliveryState.DELIVERED, got_through=True)
+
+    def _send(self, destination: Destination, row: DeliveryRow) -> dict[str, Any]:
+        with self._store.scratch() as scratch:
+            assembler = Assembler(self._store, self._ledger, scratch)
+            assembled = assembler.assemble(row, only_dicom=destination.only_dicom)
+            if assembled.is_simulated and not destination.is_loopback:
+                raise HeldError("it was made by an emulator, and the destination is not on this machine")
+            content = assembled.content
+            if isinstance(content, ObjectsParcel) and not (content.files or content.withdrawn_because):
+                return {"proof": NOTHING_NEW}
+            if row.was_in_doubt and destination.arrived(content) is Arrival.ARRIVED:
+                return {**_contents(content), "proof": "the destination was asked after a try in doubt"}
+            return {**_contents(content), **destination.send(content)}
 
 
-def _takers(rules: Sequence[Rule]) -> dict[ParcelKind, list[str]]:
-    """Return which destinations take objects and which take reports."""
-    takers: dict[ParcelKind, list[str]] = {}
+@dataclass(frozen=True, slots=True)
+class _Taker:
+    """A destination, and what it takes."""
+
+    name: str
+    kind: ParcelKind
+    only_dicom: bool
+
+    def takes(self, asset: Asset, sends: Sequence[str]) -> bool:
+        if asset.kind in NEVER_ONWARD or (sends and asset.kind not in sends):
+            return False
+        return not self.only_dicom or asset.media == Media.DICOM.value
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """What became of one try; ``got_through`` is None where the destination had no part in it."""
+
+    state: DeliveryState
+    reason: str = ""
+    got_through: bool | None = None
+
+
+def _takers(rules: Sequence[Rule]) -> tuple[list[_Taker], list[str]]:
+    """Return what each destination takes, and which cannot be used."""
+    takers, problems = [], []
     for name in destinations_of(rules):
-        with closing(open_destination(name)) as destination:
-            takers.setdefault(destination.takes, []).append(name)
-    return takers
+        try:
+            with closing(open_destination(name)) as destination:
+                takers.append(_Taker(name, destination.takes, destination.only_dicom))
+        except ReceiverSettingsError as error:
+            problems.append(f"Nothing is delivered to {name!r}: {error}")
+    return takers, problems
 
 
 def _wanted(rules: Sequence[Rule], case: Case, destination: str, doubt: str) -> Wanted:
@@ -284,26 +354,41 @@ def _wanted(rules: Sequence[Rule], case: Case, destination: str, doubt: str) -> 
     return Wanted(destination, sends)
 
 
-def _case(row: ResourceRow, results: Sequence[Result]) -> Case:
-    from qure_provider.reports.study_report import worst
+def _with_files(taker: _Taker, wanted: Wanted, result: Result) -> Wanted:
+    """Return the same, unless there is no file to send."""
+    if wanted.state is DeliveryState.NOT_WANTED or any(taker.takes(asset, wanted.sends) for asset in result.assets):
+        return wanted
+    return Wanted(taker.name, state=DeliveryState.NOT_WANTED, reason=NO_FILES)
 
+
+def _case(rows: Sequence[ResourceRow], results: Sequence[Result]) -> Case:
     findings = {key for result in results for key, is_true in result.decisions.items() if is_true}
     findings |= {key for result in results for key, _ in result.report.findings_list}
     return Case(
-        product=row.usecase or "",
+        product=rows[0].usecase or "",
         meaning=worst(result.meaning for result in results),
-        modality=row.modality,
-        station=row.station_name,
+        modalities=frozenset(row.modality for row in rows),
+        stations=frozenset(row.station_name for row in rows),
         findings=frozenset(findings),
     )
 
 
-def _imagined(parcel: NewParcel, item: Wanted) -> DeliveryRow:
+def _contents(parcel: Parcel) -> dict[str, Any]:
+    """Return what a receipt says of the files that arrived, so that they are neither sent twice nor forgotten."""
+    if not isinstance(parcel, ObjectsParcel) or parcel.withdrawn_because:
+        return {}
+    return {
+        "sha256": [asset.sha256 for asset, _ in parcel.files],
+        "objects": [[item.sop_class_uid, item.sop_instance_uid, item.series_instance_uid] for item in parcel.objects],
+    }
+
+
+def _imagined(parcel: NewParcel, item: Wanted, revision: int) -> DeliveryRow:
     return DeliveryRow(
         id=0,
         kind=parcel.kind,
         subject=parcel.subject,
-        revision=1,
+        revision=revision,
         digest=parcel.digest,
         study_instance_uid=parcel.study_instance_uid,
         product=parcel.product,
@@ -316,6 +401,7 @@ def _imagined(parcel: NewParcel, item: Wanted) -> DeliveryRow:
         tries=0,
         receipt={},
         was_in_doubt=False,
+        owner="",
         made_at=time.time(),
         delivered_at=None,
     )
@@ -323,7 +409,7 @@ def _imagined(parcel: NewParcel, item: Wanted) -> DeliveryRow:
 
 def _content_digest(result: Result) -> str:
     """Digest what a clinical message says: all but the files that are pictures of the same."""
-    texts = replace(result, assets=tuple(asset for asset in result.assets if asset.media == "application/pdf"))
+    texts = replace(result, assets=tuple(asset for asset in result.assets if asset.media == Media.PDF.value))
     return _digest(texts.to_json())
 
 

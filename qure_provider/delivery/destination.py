@@ -77,6 +77,8 @@ class Destination(Protocol):
 
     takes: ParcelKind
     """Which kind of parcel it takes."""
+    only_dicom: bool
+    """Whether it takes DICOM objects alone of a result's files."""
     is_loopback: bool
     """Whether it is on this machine; what an emulator made goes nowhere else."""
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from qure_provider.delivery.destination import Arrival, ObjectsParcel, Receipt
+from qure_provider.hooks.receiver import ReceiverUnavailableError
 from qure_provider.ledger.deliveries import ParcelKind
 from qure_provider.store import Store
 
@@ -19,6 +20,7 @@ class FolderDestination:
     """
 
     takes = ParcelKind.OBJECTS
+    only_dicom = False
 
     def __init__(self, name: str) -> None:
         self._store = Store(name)
@@ -27,17 +29,17 @@ class FolderDestination:
     def send(self, parcel: ObjectsParcel) -> Receipt:
         """Copy the files, or note beside them that they are withdrawn."""
         folder = parcel.folder.removeprefix("studies/")
-        with self._store.scratch() as scratch:
-            self.render(parcel, scratch)
-            for path in sorted(scratch.iterdir()):
-                self._store.put(path, f"{folder}/{path.name}")
-        return {
-            "folder": folder,
-            "sha256": [asset.sha256 for asset, _ in parcel.files],
-            "objects": [
-                [item.sop_class_uid, item.sop_instance_uid, item.series_instance_uid] for item in parcel.objects
-            ],
-        }
+        try:
+            with self._store.scratch() as scratch:
+                self.render(parcel, scratch)
+                for path in sorted(scratch.iterdir()):
+                    self._store.put(path, f"{folder}/{path.name}")
+        except OSError as error:
+            raise ReceiverUnavailableError(
+                f"The folder cannot be written to ({error.strerror or type(error).__name__}). Check that it is mounted "
+                "and has room, and that workers may write there."
+            ) from None
+        return {"folder": folder}
 
     def arrived(self, parcel: ObjectsParcel) -> Arrival:
         """Look whether every file is there."""

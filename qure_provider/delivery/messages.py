@@ -24,6 +24,7 @@ class MllpDestination:
     """
 
     takes = ParcelKind.REPORT
+    only_dicom = False
 
     def __init__(self, name: str) -> None:
         self._hook = MllpHook(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,21 +20,21 @@ class Case:
     Attributes:
         product: As the service named it.
         meaning: The triage word's meaning.
-        modality: The source's modality.
-        station: The source's station name.
+        modalities: The source images' modalities.
+        stations: The source images' station names.
         findings: The keys of listed findings and of decisions that are true.
     """
 
     product: str
     meaning: Meaning
-    modality: str
-    station: str
+    modalities: frozenset[str]
+    stations: frozenset[str]
     findings: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
 class When:
-    """The conditions of a rule: each a list of which one must apply; an empty one always does.
+    """The conditions of a rule: each a list of which one must apply, in upper or lower case; an empty one always does.
 
     Attributes:
         product: Products, such as ``qxr``.
@@ -53,11 +53,11 @@ class When:
     def applies(self, case: Case) -> bool:
         """Return whether every condition does."""
         return (
-            (not self.product or case.product in self.product)
-            and (not self.meaning or case.meaning.value in self.meaning)
-            and (not self.modality or case.modality in self.modality)
-            and (not self.station or case.station in self.station)
-            and (not self.finding or not case.findings.isdisjoint(self.finding))
+            _fits(self.product, {case.product})
+            and _fits(self.meaning, {case.meaning.value})
+            and _fits(self.modality, case.modalities)
+            and _fits(self.station, case.stations)
+            and _fits(self.finding, case.findings)
         )
 
 
@@ -113,6 +113,10 @@ def decide(rules: Sequence[Rule], case: Case, destination: str) -> tuple[str, ..
                 return ()
             return rule.send or None
     return None
+
+
+def _fits(wanted: Sequence[str], found: Collection[str]) -> bool:
+    return not wanted or not {text.casefold() for text in found}.isdisjoint(text.casefold() for text in wanted)
 
 
 def _rule(number: int, value: Mapping[str, Any]) -> Rule:

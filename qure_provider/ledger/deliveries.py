@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, and_, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    RowMapping,
+    and_,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    update,
+)
 
 from qure_provider.ledger.schema import deliveries, events, parcels
 
 LEASE_SECONDS = 900.0
-MAX_TRIES = 24
+MAX_TRIES = 168
+"""A week of hourly ones: a receiver that was down over a long weekend gets everything when it is back."""
+_LOCK = 7387302
 _FIRST_WAIT_SECONDS = 60.0
 _LONGEST_WAIT_SECONDS = 3600.0
 
@@ -45,6 +61,12 @@ class DeliveryState(StrEnum):
 
 OPEN_STATES = (DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.IN_DOUBT, DeliveryState.HELD)
 """The states that something is still to become of."""
+TROUBLED_STATES = (DeliveryState.HELD, DeliveryState.DEAD, DeliveryState.IN_DOUBT)
+"""The states that somebody should know of."""
+_UNSENT = (DeliveryState.WAITING, DeliveryState.IN_DOUBT, DeliveryState.HELD, DeliveryState.DEAD)
+"""The states that a newer revision, or a withdrawal, ends."""
+_REACHED = (DeliveryState.DELIVERED, DeliveryState.SENDING, DeliveryState.IN_DOUBT)
+"""The states in which the receiver may have it."""
 
 
 class Event(StrEnum):
@@ -101,8 +123,8 @@ class Wanted:
 class DeliveryRow:
     """A delivery, with its parcel.
 
-    Attributes are those of the two tables. ``was_in_doubt``: an earlier try may have arrived; ``made_at``: when this
-    revision was made, seconds since the epoch.
+    Attributes are those of the two tables. ``was_in_doubt``: an earlier try may have arrived; ``owner``: who is sending
+    it; ``made_at``: when this revision was made, seconds since the epoch.
     """
 
     id: int
@@ -121,6 +143,7 @@ class DeliveryRow:
     tries: int
     receipt: Mapping[str, Any]
     was_in_doubt: bool
+    owner: str
     made_at: float
     delivered_at: float | None
 
@@ -138,38 +161,14 @@ class Deliveries:
     def enqueue(self, run_id: int | None, parcel: NewParcel, wanted: Sequence[Wanted]) -> int:
         """Record what is owed of a parcel; the same content to the same destination is owed once, whenever it is asked.
 
-        A new revision supersedes what is still unsent of the older ones, destination by destination.
+        A new revision supersedes what is still unsent of the older ones, destination by destination. What no rule
+        wanted at first is owed as soon as one does.
 
         Returns:
             The parcel's revision.
         """
-        now = time.time()
-        with self._engine.begin() as connection:
-            self._one_at_a_time(connection, parcel.subject)
-            newest = (
-                connection.execute(
-                    select(parcels)
-                    .where(parcels.c.kind == parcel.kind.value, parcels.c.subject == parcel.subject)
-                    .order_by(parcels.c.revision.desc())
-                    .limit(1)
-                )
-                .mappings()
-                .one_or_none()
-            )
-            if newest is not None and newest["digest"] == parcel.digest:
-                parcel_id, revision = newest["id"], newest["revision"]
-            else:
-                revision = 1 if newest is None else newest["revision"] + 1
-                parcel_id = _insert_parcel(connection, parcel, revision, now)
-                self._supersede(connection, parcel, parcel_id, [item.destination for item in wanted])
-            known = set(connection.scalars(select(deliveries.c.destination).where(deliveries.c.parcel_id == parcel_id)))
-            for item in wanted:
-                if item.destination in known:
-                    continue
-                _insert_delivery(connection, parcel_id, run_id, item, now)
-                if item.state is DeliveryState.HELD:
-                    _remember(connection, Event.HELD, parcel.study_instance_uid, parcel.subject, reason=item.reason)
-            return int(revision)
+        with self._alone() as connection:
+            return _enqueue(connection, run_id, parcel, wanted)
 
     def claim(
         self,
@@ -178,76 +177,76 @@ class Deliveries:
         destination: str,
         run_id: int | None = None,
         even_if_not_due: bool = False,
+        not_begun_since: float | None = None,
         limit: int = 32,
     ) -> list[DeliveryRow]:
         """Take deliveries to send, urgent ones first, and record that they are about to be sent.
 
-        One is in flight for each study and destination, so that revisions arrive in order. What a dead worker was
-        sending is taken over when its lease has run out; it may have arrived.
+        One is in flight for each study and destination, so that revisions arrive in order; an older revision is never
+        sent after a newer one. What a dead worker was sending is taken over when its lease has run out; it may have
+        arrived.
 
         Args:
             owner: Who takes them.
             destination: Where they go.
             run_id: Only of this run; None for all.
             even_if_not_due: Whether to take what waits for its next try, too.
+            not_begun_since: Not what was tried after this time, seconds since the epoch.
             limit: How many at most.
 
         Returns:
             What was taken; ``was_in_doubt`` where an earlier try may have arrived.
         """
         now = time.time()
-        is_due = deliveries.c.due_at <= now if not even_if_not_due else deliveries.c.due_at.is_not(None)
         is_open = or_(
-            and_(
-                deliveries.c.state.in_([DeliveryState.WAITING.value, DeliveryState.IN_DOUBT.value]),
-                is_due,
-            ),
-            and_(deliveries.c.state == DeliveryState.SENDING.value, deliveries.c.lease_until < now),
+            deliveries.c.state.in_([DeliveryState.WAITING.value, DeliveryState.IN_DOUBT.value]), _is_abandoned(now)
         )
+        condition = and_(deliveries.c.destination == destination, is_open, ~_is_study_in_flight(now))
+        if not even_if_not_due:
+            condition = and_(condition, or_(deliveries.c.due_at <= now, _is_abandoned(now)))
+        if not_begun_since is not None:
+            condition = and_(condition, func.coalesce(deliveries.c.sending_at, 0.0) < not_begun_since)
+        if run_id is not None:
+            condition = and_(condition, deliveries.c.run_id == run_id)
         query = (
             select(deliveries, *_PARCEL_COLUMNS)
             .join(parcels, parcels.c.id == deliveries.c.parcel_id)
-            .where(deliveries.c.destination == destination, is_open)
+            .where(condition)
             .order_by(parcels.c.urgent.desc(), deliveries.c.id)
             .limit(limit * 4)
+            .with_for_update(of=deliveries)
         )
-        if run_id is not None:
-            query = query.where(deliveries.c.run_id == run_id)
-        with self._engine.begin() as connection:
-            self._one_at_a_time(connection, destination)
-            busy = set(
-                connection.scalars(
-                    select(parcels.c.study_instance_uid)
-                    .join(deliveries, deliveries.c.parcel_id == parcels.c.id)
-                    .where(
-                        deliveries.c.destination == destination,
-                        deliveries.c.state == DeliveryState.SENDING.value,
-                        deliveries.c.lease_until >= now,
-                    )
+        with self._alone() as connection:
+            _supersede(connection, and_(deliveries.c.destination == destination, _is_unsent(now)))
+            taken: dict[str, DeliveryRow] = {}
+            for row in connection.execute(query).mappings():
+                if len(taken) < limit:
+                    taken.setdefault(row["study_instance_uid"], _row(row, owner))
+            connection.execute(
+                update(deliveries)
+                .where(deliveries.c.id.in_([row.id for row in taken.values()]))
+                .values(
+                    state=DeliveryState.SENDING.value,
+                    tries=deliveries.c.tries + 1,
+                    sending_at=now,
+                    lease_owner=owner,
+                    lease_until=now + LEASE_SECONDS,
                 )
             )
-            taken: list[DeliveryRow] = []
-            for row in connection.execute(query).mappings():
-                if row["study_instance_uid"] in busy or len(taken) >= limit:
-                    continue
-                busy.add(row["study_instance_uid"])
-                taken.append(_row(row))
-            if taken:
-                connection.execute(
-                    update(deliveries)
-                    .where(deliveries.c.id.in_([row.id for row in taken]))
-                    .values(
-                        state=DeliveryState.SENDING.value,
-                        tries=deliveries.c.tries + 1,
-                        sending_at=now,
-                        lease_owner=owner,
-                        lease_until=now + LEASE_SECONDS,
-                    )
-                )
-            return taken
+            return list(taken.values())
+
+    def renew(self, delivery: DeliveryRow) -> bool:
+        """Lengthen the lease of what was taken, right before it is sent.
+
+        Returns:
+            Whether it is still the owner's; if not, another worker has taken it over, and it must be left alone.
+        """
+        now = time.time()
+        with self._engine.begin() as connection:
+            return _settle(connection, delivery, sending_at=now, lease_until=now + LEASE_SECONDS)
 
     def delivered(self, delivery: DeliveryRow, receipt: Mapping[str, Any]) -> None:
-        """Record that it arrived, and how that is known."""
+        """Record that it arrived, and how that is known: a fact, whoever holds the lease by now."""
         with self._engine.begin() as connection:
             _set(
                 connection,
@@ -267,38 +266,42 @@ class Deliveries:
             )
 
     def try_later(self, delivery: DeliveryRow, reason: str, *, in_doubt: bool = False) -> DeliveryState:
-        """Record that it did not arrive, or that nobody knows; it is tried again, less and less often, 24 times.
+        """Record that it did not arrive, or that nobody knows; it is tried again, less and less often.
+
+        What was in doubt stays so: that a later try failed does not say that the first one did.
 
         Returns:
-            Its new state: waiting, in doubt, or dead after the last try.
+            Its new state: waiting, in doubt, or dead after the last of ``MAX_TRIES``.
         """
         tries = delivery.tries + 1
         if tries >= MAX_TRIES:
             self.dead(delivery, f"given up after {tries} tries; the last one: {reason}")
             return DeliveryState.DEAD
-        wait = min(_FIRST_WAIT_SECONDS * 2 ** (tries - 1), _LONGEST_WAIT_SECONDS) * random.uniform(0.8, 1.2)  # noqa: S311
-        state = DeliveryState.IN_DOUBT if in_doubt else DeliveryState.WAITING
+        wait = min(_FIRST_WAIT_SECONDS * 2 ** min(tries - 1, 10), _LONGEST_WAIT_SECONDS) * random.uniform(0.8, 1.2)  # noqa: S311
+        state = DeliveryState.IN_DOUBT if in_doubt or delivery.was_in_doubt else DeliveryState.WAITING
         with self._engine.begin() as connection:
-            _set(connection, [delivery.id], state=state, reason=reason, due_at=time.time() + wait)
+            _settle(connection, delivery, state=state, reason=reason, due_at=time.time() + wait)
         return state
 
-    def put_back(self, delivered: Iterable[DeliveryRow], reason: str) -> None:
+    def put_back(self, taken: Iterable[DeliveryRow]) -> None:
         """Record that these were not tried after all; it counts as no try."""
         with self._engine.begin() as connection:
-            for row in delivered:
-                _set(connection, [row.id], state=row.state, reason=reason, tries=row.tries)
+            for row in taken:
+                _settle(connection, row, state=row.state, tries=row.tries)
 
     def held(self, delivery: DeliveryRow, reason: str) -> None:
         """Record that it must not be sent as it is."""
-        with self._engine.begin() as connection:
-            _set(connection, [delivery.id], state=DeliveryState.HELD, reason=reason)
-            _remember(connection, Event.HELD, delivery.study_instance_uid, delivery.subject, reason=reason)
+        self._end(delivery, DeliveryState.HELD, Event.HELD, reason)
 
     def dead(self, delivery: DeliveryRow, reason: str) -> None:
         """Record that it will not be tried again."""
+        self._end(delivery, DeliveryState.DEAD, Event.DEAD, reason)
+
+    def _end(self, delivery: DeliveryRow, state: DeliveryState, event: Event, reason: str) -> None:
         with self._engine.begin() as connection:
-            _set(connection, [delivery.id], state=DeliveryState.DEAD, reason=reason)
-            _remember(connection, Event.DEAD, delivery.study_instance_uid, delivery.subject, reason=reason)
+            if _settle(connection, delivery, state=state, reason=reason):
+                study, subject = delivery.study_instance_uid, delivery.subject
+                _remember(connection, event, study, subject, destination=delivery.destination, reason=reason)
 
     def reopen(self, *, states: Sequence[DeliveryState], destinations: Sequence[str] = (), since: float = 0.0) -> int:
         """Make deliveries wait again: dead ones after their receiver was mended, held ones to be checked again.
@@ -314,10 +317,18 @@ class Deliveries:
         condition = and_(deliveries.c.state.in_([state.value for state in states]), deliveries.c.created_at >= since)
         if destinations:
             condition = and_(condition, deliveries.c.destination.in_(destinations))
-        with self._engine.begin() as connection:
+        with self._alone() as connection:
             ids = list(connection.scalars(select(deliveries.c.id).where(condition)))
             _set(connection, ids, state=DeliveryState.WAITING, tries=0, due_at=0.0)
             return len(ids)
+
+    def note(self, destination: str, reason: str) -> None:
+        """Record why nothing that waits for a destination was tried."""
+        waits = deliveries.c.state.in_([DeliveryState.WAITING.value, DeliveryState.IN_DOUBT.value])
+        with self._engine.begin() as connection:
+            connection.execute(
+                update(deliveries).where(deliveries.c.destination == destination, waits).values(reason=reason)
+            )
 
     def destinations_owed(self) -> list[str]:
         """Return every destination that something is still owed to."""
@@ -358,65 +369,89 @@ class Deliveries:
                 counted.setdefault(destination, {})[state] = number
         return counted
 
-    def delivered_since(self, since: float, *, study_instance_uid: str = "", product: str = "") -> list[DeliveryRow]:
-        """Return what was delivered since a time, not counting withdrawals.
+    def in_trouble(
+        self, run_id: int | None = None, *, states: Sequence[DeliveryState] = TROUBLED_STATES
+    ) -> list[DeliveryRow]:
+        """Return deliveries of urgent results, and of withdrawals, that somebody should know of.
 
         Args:
-            since: Seconds since the epoch.
-            study_instance_uid: Only of this study.
-            product: Only by this product.
+            run_id: Only of this run; None for all.
+            states: Which states those are.
         """
+        condition = and_(parcels.c.urgent, deliveries.c.state.in_([state.value for state in states]))
+        return self._select(condition if run_id is None else and_(condition, deliveries.c.run_id == run_id))
+
+    def not_withdrawn(self, *, since: float = 0.0, study_instance_uid: str = "") -> list[DeliveryRow]:
+        """Return what was, may have been or still would be delivered, and is not taken back.
+
+        Args:
+            since: Of what was delivered only that since this time, seconds since the epoch.
+            study_instance_uid: Only of this study.
+        """
+        gone = [DeliveryState.SUPERSEDED.value, DeliveryState.NOT_WANTED.value]
         condition = and_(
-            deliveries.c.state == DeliveryState.DELIVERED.value,
-            deliveries.c.delivered_at >= since,
+            deliveries.c.state.not_in(gone),
+            or_(deliveries.c.delivered_at.is_(None), deliveries.c.delivered_at >= since),
             parcels.c.kind != ParcelKind.WITHDRAWAL.value,
         )
         if study_instance_uid:
             condition = and_(condition, parcels.c.study_instance_uid == study_instance_uid)
-        if product:
-            condition = and_(condition, parcels.c.product == product)
-        return self._select(condition)
+        found = self._select(condition)
+        with self._engine.begin() as connection:
+            gone_ids = _withdrawn(connection, {row.study_instance_uid for row in found})
+        return [row for row in found if not gone_ids.get((row.subject, row.destination), set()) >= {*row.resource_ids}]
 
-    def withdraw(self, delivery: DeliveryRow, *, by: str, why: str) -> None:
-        """Owe a destination the withdrawal of what it was delivered, and send nothing more of it.
+    def withdraw(self, taken_back: Iterable[DeliveryRow], *, by: str, why: str) -> None:
+        """Owe destinations the withdrawal of what they have or may have, and send nothing more of it.
 
         Args:
-            delivery: What was delivered.
+            taken_back: From ``not_withdrawn``.
             by: Who takes it back.
             why: Why.
         """
-        parcel = NewParcel(
-            kind=ParcelKind.WITHDRAWAL,
-            subject=delivery.subject,
-            digest=delivery.digest,
-            study_instance_uid=delivery.study_instance_uid,
-            product=delivery.product,
-            resource_ids=delivery.resource_ids,
-            urgent=True,
-        )
-        self.enqueue(None, parcel, [Wanted(delivery.destination, delivery.sends)])
-        with self._engine.begin() as connection:
-            unsent = (
-                select(deliveries.c.id)
-                .join(parcels, parcels.c.id == deliveries.c.parcel_id)
-                .where(
-                    parcels.c.kind == delivery.kind.value,
-                    parcels.c.subject == delivery.subject,
-                    deliveries.c.destination == delivery.destination,
-                    deliveries.c.state.in_([DeliveryState.WAITING.value, DeliveryState.HELD.value]),
+        groups: dict[tuple[str, str], list[DeliveryRow]] = {}
+        for row in taken_back:
+            groups.setdefault((row.subject, row.destination), []).append(row)
+        with self._alone() as connection:
+            for (subject, destination), rows in groups.items():
+                reached = [row for row in rows if row.state in _REACHED]
+                if reached:
+                    newest = max(reached, key=lambda row: row.revision)
+                    parcel = NewParcel(
+                        kind=ParcelKind.WITHDRAWAL,
+                        subject=subject,
+                        digest=newest.digest,
+                        study_instance_uid=newest.study_instance_uid,
+                        product=newest.product,
+                        resource_ids=newest.resource_ids,
+                        urgent=True,
+                    )
+                    _enqueue(connection, None, parcel, [Wanted(destination, newest.sends)])
+                unsent = and_(
+                    deliveries.c.destination == destination,
+                    deliveries.c.state.in_([state.value for state in _UNSENT]),
+                    deliveries.c.parcel_id.in_(
+                        select(parcels.c.id).where(parcels.c.subject == subject, parcels.c.kind == rows[0].kind.value)
+                    ),
                 )
-            )
-            ids = list(connection.scalars(unsent))
-            _set(connection, ids, state=DeliveryState.SUPERSEDED, reason="it was withdrawn")
-            _remember(
-                connection,
-                Event.WITHDRAWN,
-                delivery.study_instance_uid,
-                delivery.subject,
-                destination=delivery.destination,
-                by=by,
-                why=why,
-            )
+                ids = list(connection.scalars(select(deliveries.c.id).where(unsent)))
+                _set(connection, ids, state=DeliveryState.SUPERSEDED, reason="it was withdrawn")
+                _remember(
+                    connection,
+                    Event.WITHDRAWN,
+                    rows[0].study_instance_uid,
+                    subject,
+                    destination=destination,
+                    resources=sorted({number for row in rows for number in row.resource_ids}),
+                    by=by,
+                    why=why,
+                )
+
+    def withdrawn_resources(self, study_instance_uid: str) -> set[int]:
+        """Return the resources of a study whose results were taken back somewhere: they go nowhere any more."""
+        with self._engine.begin() as connection:
+            found = _withdrawn(connection, {study_instance_uid})
+        return set().union(*found.values())
 
     def withdrawn_because(self, delivery: DeliveryRow) -> str:
         """Return why what a destination was delivered is taken back; empty if it is not."""
@@ -459,30 +494,13 @@ class Deliveries:
         with self._engine.begin() as connection:
             return [_row(row) for row in connection.execute(query).mappings()]
 
-    def _one_at_a_time(self, connection: Connection, name: str) -> None:
-        """Let nobody else in who gives the same name, until the transaction ends; SQLite has one writer anyway."""
-        if connection.dialect.name == "postgresql":
-            connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(name))))
-
-    def _supersede(
-        self, connection: Connection, parcel: NewParcel, parcel_id: int, destinations: Sequence[str]
-    ) -> None:
-        unsent = [DeliveryState.WAITING.value, DeliveryState.HELD.value, DeliveryState.DEAD.value]
-        older = (
-            select(deliveries.c.id)
-            .join(parcels, parcels.c.id == deliveries.c.parcel_id)
-            .where(
-                parcels.c.kind == parcel.kind.value,
-                parcels.c.subject == parcel.subject,
-                parcels.c.id != parcel_id,
-                deliveries.c.destination.in_(destinations),
-                deliveries.c.state.in_(unsent),
-            )
-        )
-        ids = list(connection.scalars(older))
-        if ids:
-            _set(connection, ids, state=DeliveryState.SUPERSEDED, reason="a newer revision takes its place")
-            _remember(connection, Event.SUPERSEDED, parcel.study_instance_uid, parcel.subject, number=len(ids))
+    @contextmanager
+    def _alone(self) -> Iterator[Connection]:
+        """Begin a transaction beside which no other enqueues, claims or withdraws; SQLite has one writer anyway."""
+        with self._engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+            yield connection
 
 
 _PARCEL_COLUMNS = (
@@ -496,6 +514,105 @@ _PARCEL_COLUMNS = (
     parcels.c.urgent,
     parcels.c.created_at.label("made_at"),
 )
+
+
+_FORMER, _FORMER_PARCEL = deliveries.alias(), parcels.alias()
+
+
+def _is_abandoned(now: float) -> ColumnElement[bool]:
+    """Whether the worker that was sending it has lost its lease."""
+    return and_(deliveries.c.state == DeliveryState.SENDING.value, deliveries.c.lease_until < now)
+
+
+def _is_unsent(now: float) -> ColumnElement[bool]:
+    return or_(deliveries.c.state.in_([state.value for state in _UNSENT]), _is_abandoned(now))
+
+
+def _is_study_in_flight(now: float) -> ColumnElement[bool]:
+    """Whether something else of the same study is being sent to the same destination."""
+    return exists(
+        select(_FORMER.c.id)
+        .join(_FORMER_PARCEL, _FORMER_PARCEL.c.id == _FORMER.c.parcel_id)
+        .where(
+            _FORMER.c.destination == deliveries.c.destination,
+            _FORMER.c.state == DeliveryState.SENDING.value,
+            _FORMER.c.lease_until >= now,
+            _FORMER_PARCEL.c.study_instance_uid == parcels.c.study_instance_uid,
+        )
+        .correlate(deliveries, parcels)
+    )
+
+
+def _newest(connection: Connection, parcel: NewParcel) -> RowMapping | None:
+    query = (
+        select(parcels)
+        .where(parcels.c.kind == parcel.kind.value, parcels.c.subject == parcel.subject)
+        .order_by(parcels.c.revision.desc())
+        .limit(1)
+    )
+    return connection.execute(query).mappings().one_or_none()
+
+
+def _enqueue(connection: Connection, run_id: int | None, parcel: NewParcel, wanted: Sequence[Wanted]) -> int:
+    now = time.time()
+    newest = _newest(connection, parcel)
+    if newest is not None and newest["digest"] == parcel.digest:
+        parcel_id, revision = newest["id"], newest["revision"]
+    else:
+        revision = 1 if newest is None else newest["revision"] + 1
+        parcel_id = _insert_parcel(connection, parcel, revision, now)
+    query = select(deliveries.c.destination, deliveries.c.state).where(deliveries.c.parcel_id == parcel_id)
+    known = {row.destination: row.state for row in connection.execute(query)}
+    for item in wanted:
+        if item.destination not in known:
+            _insert_delivery(connection, parcel_id, run_id, item, now)
+        elif known[item.destination] == DeliveryState.NOT_WANTED.value and item.state is not DeliveryState.NOT_WANTED:
+            _want(connection, parcel_id, run_id, item, now)
+        else:
+            continue
+        if item.state is DeliveryState.HELD:
+            study, destination = parcel.study_instance_uid, item.destination
+            _remember(connection, Event.HELD, study, parcel.subject, destination=destination, reason=item.reason)
+    is_of_subject = and_(parcels.c.kind == parcel.kind.value, parcels.c.subject == parcel.subject)
+    _supersede(connection, and_(is_of_subject, _is_unsent(now)))
+    return int(revision)
+
+
+def _supersede(connection: Connection, condition: ColumnElement[bool]) -> None:
+    """End deliveries that a newer revision to the same destination has taken the place of."""
+    newer, newer_parcel = deliveries.alias(), parcels.alias()
+    is_outdated = exists(
+        select(newer.c.id)
+        .join(newer_parcel, newer_parcel.c.id == newer.c.parcel_id)
+        .where(
+            newer.c.destination == deliveries.c.destination,
+            newer_parcel.c.kind == parcels.c.kind,
+            newer_parcel.c.subject == parcels.c.subject,
+            newer_parcel.c.revision > parcels.c.revision,
+        )
+        .correlate(deliveries, parcels)
+    )
+    query = (
+        select(deliveries.c.id, deliveries.c.destination, parcels.c.study_instance_uid, parcels.c.subject)
+        .join(parcels, parcels.c.id == deliveries.c.parcel_id)
+        .where(condition, is_outdated)
+    )
+    for row in connection.execute(query).all():
+        _set(connection, [row.id], state=DeliveryState.SUPERSEDED, reason="a newer revision takes its place")
+        _remember(connection, Event.SUPERSEDED, row.study_instance_uid, row.subject, destination=row.destination)
+
+
+def _withdrawn(connection: Connection, studies: Collection[str]) -> dict[tuple[str, str], set[int]]:
+    """Return, by subject and destination, the resources whose results were taken back."""
+    taken_back: dict[tuple[str, str], set[int]] = {}
+    names = sorted(studies)
+    for start in range(0, len(names), 500):
+        query = select(events.c.subject, events.c.detail).where(
+            events.c.kind == Event.WITHDRAWN.value, events.c.study_instance_uid.in_(names[start : start + 500])
+        )
+        for row in connection.execute(query):
+            taken_back.setdefault((row.subject, row.detail["destination"]), set()).update(row.detail["resources"])
+    return taken_back
 
 
 def _insert_parcel(connection: Connection, parcel: NewParcel, revision: int, now: float) -> int:
@@ -536,6 +653,39 @@ def _insert_delivery(connection: Connection, parcel_id: int, run_id: int | None,
     )
 
 
+def _want(connection: Connection, parcel_id: int, run_id: int | None, item: Wanted, now: float) -> None:
+    connection.execute(
+        update(deliveries)
+        .where(deliveries.c.parcel_id == parcel_id, deliveries.c.destination == item.destination)
+        .values(
+            run_id=run_id,
+            sends=list(item.sends),
+            state=item.state.value,
+            reason=item.reason,
+            due_at=now,
+            created_at=now,
+        )
+    )
+
+
+def _settle(
+    connection: Connection, delivery: DeliveryRow, *, state: DeliveryState | None = None, **values: Any
+) -> bool:
+    """Change what is being sent, unless another worker has taken it over; with a state, the lease ends."""
+    if state is not None:
+        values |= {"state": state.value, "lease_owner": "", "lease_until": 0.0}
+    changed = connection.execute(
+        update(deliveries)
+        .where(
+            deliveries.c.id == delivery.id,
+            deliveries.c.state == DeliveryState.SENDING.value,
+            deliveries.c.lease_owner == delivery.owner,
+        )
+        .values(**values)
+    )
+    return changed.rowcount > 0
+
+
 def _set(connection: Connection, ids: Sequence[int], *, state: DeliveryState, **values: Any) -> None:
     connection.execute(
         update(deliveries)
@@ -552,7 +702,7 @@ def _remember(connection: Connection, event: Event, study_instance_uid: str, sub
     )
 
 
-def _row(row: RowMapping) -> DeliveryRow:
+def _row(row: RowMapping, owner: str | None = None) -> DeliveryRow:
     state = DeliveryState(row["state"])
     return DeliveryRow(
         id=row["id"],
@@ -571,6 +721,7 @@ def _row(row: RowMapping) -> DeliveryRow:
         tries=row["tries"],
         receipt=row["receipt"],
         was_in_doubt=state in {DeliveryState.IN_DOUBT, DeliveryState.SENDING},
+        owner=row["lease_owner"] if owner is None else owner,
         made_at=row["made_at"],
         delivered_at=row["delivered_at"],
     )

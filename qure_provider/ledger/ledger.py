@@ -523,6 +523,14 @@ class Ledger:
             identities = self._identities(connection, {row["study_id"] for row in newest.values()})
         return [_resource_row(row, identities[row["study_id"]], None) for row in newest.values()]
 
+    def rows_by_id(self, resource_ids: Iterable[int]) -> list[ResourceRow]:
+        """Return resources by their keys, of whatever revision, in order."""
+        query = select(resources).where(resources.c.id.in_(list(resource_ids))).order_by(resources.c.id)
+        with self._engine.begin() as connection:
+            found = connection.execute(query).mappings().all()
+            identities = self._identities(connection, {row["study_id"] for row in found})
+        return [_resource_row(row, identities[row["study_id"]], None) for row in found]
+
     def sent_uids(self, study_instance_uid: str) -> frozenset[str]:
         """Return the SOPInstanceUIDs of a study that the service acknowledged, in any revision, and their series'."""
         of_study = (

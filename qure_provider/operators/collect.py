@@ -52,7 +52,7 @@ class QureCollectBatchOperator(QureOperator):
         page_findings: Finding or decision keys that people are told of.
         deliver_to: Destinations that get everything: connection ids, or folders' URLs.
         rules: What goes where, as ``delivery.rules.rules_from`` takes it; they stand before ``deliver_to``.
-        show_only: With ``deliver`` nothing is delivered.
+        show_only: With ``deliver`` or ``upload`` nothing is delivered.
         first_poll_seconds: Between deferring and the first question; None for ``[qure] first_poll_seconds``.
         max_poll_seconds: Longest time between two questions; None for ``[qure] max_poll_seconds``.
         settle_seconds: Between two looks at a ready result's files; None for ``[qure] settle_seconds``.
@@ -202,16 +202,17 @@ class QureCollectBatchOperator(QureOperator):
 
     def _deliver(self, context: Context, work: BatchWork, touched: set[int]) -> None:
         """Take what was fetched onward. What cannot be delivered now is owed, and does not hold the batch."""
-        if not self.rules or show_only_of(self.show_only) is ShowOnly.DELIVER:
+        if not self.rules or show_only_of(self.show_only) is not ShowOnly.NO:
             return
         from qure_provider.delivery.courier import Courier
         from qure_provider.delivery.rules import destinations_of
 
-        courier = Courier(work.store, work.ledger, work.owner)
+        courier = Courier(work.store, work.ledger, work.owner, self._paging())
         rows = [row for row in work.rows() if row.id in touched]
-        courier.enqueue(work.run.id, rows, self.rules)
-        troubles = courier.deliver(destinations_of(self.rules), run_id=work.run.id, seconds=DELIVER_SECONDS)
-        tell_of_troubles(work.ledger, self.notifiers, troubles, run_facts(context))
+        for problem in courier.enqueue(work.run.id, rows, self.rules):
+            self.log.error("%s", problem)
+        courier.deliver(destinations_of(self.rules), run_id=work.run.id, seconds=DELIVER_SECONDS)
+        tell_of_troubles(work.ledger, self.notifiers, run_facts(context), run_id=work.run.id)
 
     def _paging(self) -> Paging:
         return Paging(tuple(self.page_on), tuple(self.page_findings))

@@ -33,7 +33,7 @@ class QureRedeliverOperator(BaseOperator):
         even_if_not_due: Whether to try what waits for its next try, too.
         seconds: How long it works at most.
         store_root: The store's root; None for ``[qure] store_root``.
-        notifiers: Who is told of urgent results that are held, in doubt or given up.
+        notifiers: Who is told, once, of urgent results that are held, in doubt or given up.
         kwargs: As for every operator.
 
     Returns:
@@ -86,7 +86,7 @@ class QureRedeliverOperator(BaseOperator):
                 seconds=self.seconds,
                 even_if_not_due=str(self.even_if_not_due).lower() in {"true", "1"},
             )
-            tell_of_troubles(ledger, self.notifiers, troubles, run_facts(context))
+            tell_of_troubles(ledger, self.notifiers, run_facts(context))
         return {"reopened": reopened, "troubles": len(troubles)}
 
 

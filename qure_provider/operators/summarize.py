@@ -15,11 +15,13 @@ from qure_provider.delivery.rules import rules_from
 from qure_provider.links import NightSummaryLink
 from qure_provider.operators.base import QureOperator
 from qure_provider.operators.collect import DELIVER_SECONDS
-from qure_provider.operators.troubles import tell_of_troubles
-from qure_provider.triggers.alerts import check_paging
+from qure_provider.operators.dry_run import ShowOnly, show_only_of
+from qure_provider.operators.troubles import tell_of_missing, tell_of_troubles
+from qure_provider.triggers.alerts import Paging, check_paging
 from qure_provider.triggers.results import run_facts
 
 if TYPE_CHECKING:
+    from qure_provider.ledger.deliveries import DeliveryRow
     from qure_provider.ledger.ledger import Ledger, ResourceRow, RunRow
     from qure_provider.reports.result import Result
     from qure_provider.reports.summary import Summary, SummaryRow
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 _PICTURES = ("sc_thumbnail", "sc_full_png", "sc_png", "sc_dicom_thumbnail", "original_thumbnail")
 _NAMED = 20
 _NOT_DELIVERED = frozenset({"waiting", "sending", "in doubt", "held", "dead"})
+_STUCK = frozenset({"held", "dead"})
 _WHAT_NOW = "qure_redeliver goes on with what waits; 'airflow qure night' says why each is held or dead."
 
 
@@ -47,6 +50,10 @@ class QureSummarizeOperator(QureOperator):
         deliver_to: Destinations that get everything; what is still owed is tried once more.
         rules: What goes where.
         notifiers: Who is told of an urgent result that was not delivered.
+        page_on: See ``QureCollectBatchOperator``.
+        page_findings: See ``QureCollectBatchOperator``.
+        show_only: ``deliver`` only writes what would be delivered into the run's folder in the store; after ``upload``
+            it is in order that nothing has an answer.
         least_share_of_usual: The smallest share of the usual number of series (the median of the last 14 nights of this
             DAG, once there are three) that is not worth a warning; 0 for none.
         allow_empty: Whether a night without a single series is in order.
@@ -57,7 +64,7 @@ class QureSummarizeOperator(QureOperator):
         Counts, and the path of ``summary.json`` in the store.
     """
 
-    template_fields = ("qure_conn_id",)
+    template_fields = ("show_only", "qure_conn_id")
     ui_color = "#f2f2d8"
     operator_extra_links = (NightSummaryLink(),)
 
@@ -69,6 +76,9 @@ class QureSummarizeOperator(QureOperator):
         deliver_to: Sequence[str] = (),
         rules: Sequence[Mapping[str, Any]] = (),
         notifiers: Sequence[AsyncCallback] = (),
+        page_on: Sequence[str] = ("urgent",),
+        page_findings: Sequence[str] = (),
+        show_only: str | None = None,
         least_share_of_usual: float = 0.5,
         allow_empty: bool = False,
         retries: int = 0,
@@ -77,9 +87,12 @@ class QureSummarizeOperator(QureOperator):
         super().__init__(retries=retries, **kwargs)
         if not 0 <= least_share_of_usual <= 1:
             raise ValueError("least_share_of_usual must lie between 0 and 1")
-        check_paging(notifiers, ())
+        check_paging(notifiers, page_on)
         self.rules = rules_from(deliver_to, rules)
         self.notifiers = [notifier.serialize() for notifier in notifiers]
+        self.page_on = list(page_on)
+        self.page_findings = list(page_findings)
+        self.show_only = show_only
         self.run_group = run_group
         self.store_root = store_root
         self.least_share_of_usual = least_share_of_usual
@@ -98,8 +111,8 @@ class QureSummarizeOperator(QureOperator):
             run = ledger.find_run(dag_id=dag_run.dag_id, run_id=dag_run.run_id, group_id=self.run_group)
             if run is None or not run.counts:
                 raise NightUnresolvedError("The plan did not finish, so nothing of this night was sent: see its log.")
-            self._deliver(context, store, ledger, run)
-            summary = self._summary(store, ledger, run, dag_run.dag_id, dag_run.run_id)
+            unusable = self._deliver(context, store, ledger, run)
+            summary = self._summary(store, ledger, run, dag_run.dag_id, dag_run.run_id, unusable)
             path = f"{run.folder}/summary.json"
             store.write_json(path, summary.to_json())
             store.write_text(f"{run.folder}/index.html", summary.to_html())
@@ -118,19 +131,34 @@ class QureSummarizeOperator(QureOperator):
         value = summary.to_json()
         return {"summary": path, **{key: value[key] for key in ("outcomes", "meanings", "alerts")}}
 
-    def _deliver(self, context: Context, store: Store, ledger: Ledger, run: RunRow) -> None:
-        """Enqueue what no batch did (a worker may have died in between), and try once more what is owed."""
+    def _deliver(self, context: Context, store: Store, ledger: Ledger, run: RunRow) -> list[str]:
+        """Enqueue what no batch did (a worker may have died in between), and try once more what is owed.
+
+        Returns:
+            Which destinations can't be used, and why.
+        """
+        show_only = show_only_of(self.show_only)
+        if show_only is ShowOnly.UPLOAD:
+            return []
+        rows = ledger.rows_of_run(run.id)
+        tell_of_missing(ledger, self.notifiers, rows, run_facts(context))
         if not self.rules:
-            return
+            return []
         from qure_provider.delivery.courier import Courier
         from qure_provider.delivery.rules import destinations_of
 
-        courier = Courier(store, ledger, str(context["ti"].id))
-        courier.enqueue(run.id, ledger.rows_of_run(run.id), self.rules, is_final=True)
-        troubles = courier.deliver(destinations_of(self.rules), run_id=run.id, seconds=DELIVER_SECONDS)
-        tell_of_troubles(ledger, self.notifiers, troubles, run_facts(context))
+        paging = Paging(tuple(self.page_on), tuple(self.page_findings))
+        courier = Courier(store, ledger, str(context["ti"].id), paging)
+        if show_only is ShowOnly.DELIVER:
+            return courier.render(rows, self.rules, f"{run.folder}/dry_run")
+        problems = courier.enqueue(run.id, rows, self.rules, is_final=True)
+        courier.deliver(destinations_of(self.rules), run_id=run.id, seconds=DELIVER_SECONDS)
+        tell_of_troubles(ledger, self.notifiers, run_facts(context), run_id=run.id, is_over=True)
+        return problems
 
-    def _summary(self, store: Store, ledger: Ledger, run: RunRow, dag_id: str, run_id: str) -> Summary:
+    def _summary(
+        self, store: Store, ledger: Ledger, run: RunRow, dag_id: str, run_id: str, unusable: Sequence[str]
+    ) -> Summary:
         from qure_provider.reports.summary import Summary
 
         resources = ledger.rows_of_run(run.id)
@@ -149,7 +177,11 @@ class QureSummarizeOperator(QureOperator):
             rows=rows,
             alerts=alerts,
             deliveries=deliveries,
-            problems=tuple(self._problems(run, rows, alerts, usual, deliveries)),
+            problems=(
+                *self._problems(run, rows, alerts, usual),
+                *unusable,
+                *_undelivered(ledger.deliveries.of_run(run.id), deliveries),
+            ),
         )
 
     def _problems(
@@ -158,7 +190,6 @@ class QureSummarizeOperator(QureOperator):
         rows: Sequence[SummaryRow],
         alerts: dict[str, int],
         usual: float | None,
-        deliveries: dict[str, dict[str, int]],
     ) -> list[str]:
         from qure_provider.reports.summary import files_add_up
 
@@ -172,21 +203,36 @@ class QureSummarizeOperator(QureOperator):
             problems.append("The night is empty: no series was selected. Did the PACS export anything?")
         elif usual and series < self.least_share_of_usual * usual:
             problems.append(f"Far fewer series than usual: {series}, where the median is {usual:g}.")
-        unresolved = [row for row in rows if not row.is_resolved or row.doubt]
+        is_shown_only = show_only_of(self.show_only) is ShowOnly.UPLOAD
+        unresolved = [] if is_shown_only else [row for row in rows if not row.is_resolved or row.doubt]
         problems += [
             f"Study {row.study}, resource {row.resource}: {row.outcome}. {row.reason or row.doubt}".rstrip()
             for row in unresolved[:_NAMED]
         ]
         if len(unresolved) > _NAMED:
             problems.append(f"And {len(unresolved) - _NAMED} more that are open or in doubt: see summary.json.")
-        for destination, states in deliveries.items():
-            owed = {state: number for state, number in states.items() if state in _NOT_DELIVERED}
-            if owed:
-                named = ", ".join(f"{number} {state}" for state, number in sorted(owed.items()))
-                problems.append(f"Deliveries to {destination}: {named}. {_WHAT_NOW}")
         if alerts["failed"]:
             problems.append(f"{alerts['failed']} alerts never got through: tell the people on duty.")
         return problems
+
+
+def _undelivered(rows: Sequence[DeliveryRow], counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Say how much each destination lacks, and name what waits for a person."""
+    problems = []
+    for destination, states in counts.items():
+        owed = {state: number for state, number in states.items() if state in _NOT_DELIVERED}
+        if owed:
+            named = ", ".join(f"{number} {state}" for state, number in sorted(owed.items()))
+            problems.append(f"Deliveries to {destination}: {named}. {_WHAT_NOW}")
+    stuck = [row for row in rows if row.state.value in _STUCK]
+    problems += [
+        f"Study {settings.short_ref(row.study_instance_uid)}, {row.product or 'unknown product'} {row.kind.value} for "
+        f"{row.destination}: {row.state.value}: {row.reason}."
+        for row in stuck[:_NAMED]
+    ]
+    if len(stuck) > _NAMED:
+        problems.append(f"And {len(stuck) - _NAMED} more that are held or dead: see 'airflow qure night'.")
+    return problems
 
 
 def _row(store: Store, row: ResourceRow) -> SummaryRow:

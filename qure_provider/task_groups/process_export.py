@@ -99,11 +99,16 @@ def process_export(
         **place("upload"),
         **common,
     }
-    onward: dict[str, Any] = {"deliver_to": deliver_to, "rules": rules, "notifiers": notifiers, "show_only": dry_run}
-    collect_arguments: dict[str, Any] = {
-        **onward,
+    onward: dict[str, Any] = {
+        "deliver_to": deliver_to,
+        "rules": rules,
+        "notifiers": notifiers,
         "page_on": page_on,
         "page_findings": page_findings,
+        "show_only": dry_run,
+    }
+    collect_arguments: dict[str, Any] = {
+        **onward,
         "first_poll_seconds": first_poll_seconds,
         "max_poll_seconds": max_poll_seconds,
         "settle_seconds": settle_seconds,
