@@ -30,6 +30,10 @@ up: $(READY)  ## the same, and leave Airflow running to look at
 down: $(READY)  ## stop what 'make up' left running
 	$(BIN)/python -m demo --stop
 
+.PHONY: cluster
+cluster: $(READY)  ## docker-compose.yaml without Docker: two nights, a worker and a triggerer lost; needs PostgreSQL, Redis, Orthanc
+	$(BIN)/python -m cluster
+
 .PHONY: test
 test: $(READY)  ## all tests that need no system package
 	$(BIN)/python -m pytest -n 2 -m 'not system' --cov --cov-report=term:skip-covered --cov-fail-under=90
