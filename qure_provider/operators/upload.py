@@ -35,7 +35,8 @@ class QureUploadOperator(QureOperator):
         kwargs: See ``QureOperator``.
 
     Returns:
-        ``{"xray": [SOPInstanceUID, ...], "ct": [SeriesInstanceUID, ...], "files": n}``.
+        ``{"xray": [SOPInstanceUID, ...], "ct": [SeriesInstanceUID, ...], "files": n}``, each also as an XCom of its own:
+        ``upload.output["ct"]``.
     """
 
     template_fields = ("paths", "selection", "identity_policy", "qure_conn_id")
@@ -49,7 +50,7 @@ class QureUploadOperator(QureOperator):
         identity_policy: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**{"multiple_outputs": True, **kwargs})
         if not paths:
             raise ValueError("paths must name at least one file or folder")
         self.paths = paths
