@@ -1,8 +1,9 @@
-"""The DAG files as the DAG processor sees them: what they import, whether they parse, and how the tasks hang together."""
+"""The DAG files as Airflow sees them: what they import, whether they parse, and how the tasks hang together."""
 
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pendulum
@@ -90,7 +91,7 @@ class TestTheGroup:
 
     def test_runs_the_steps_in_order_whatever_became_of_those_before(self, dag):
         for route, steps in {"ct": ["upload", "compute", "collect"], "xray": ["upload", "collect"]}.items():
-            for before, after in zip(steps, steps[1:], strict=False):
+            for before, after in pairwise(steps):
                 task = dag.get_task(f"qure.{route}.{after}")
                 assert f"qure.{route}.{before}" in task.upstream_task_ids
                 assert task.trigger_rule == TriggerRule.ALL_DONE

@@ -3,11 +3,14 @@
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import pydicom
 import pytest
 
 from demo.export import ExportFacts, make_export
@@ -95,7 +98,7 @@ def nights(tmp_path_factory):
         records = emulator.control.requests()
         received = emulator.control.received()
     summaries = sorted((folder / "store" / "runs").rglob("summary.json"), key=lambda path: path.stat().st_mtime)
-    yield Nights(
+    return Nights(
         facts=facts,
         runs=[json.loads(line) for line in re.findall(r"(?m)^RUN \d+ (.*)$", done.stdout)],
         summaries=[json.loads(path.read_text(encoding="utf-8")) for path in summaries],
@@ -111,13 +114,9 @@ def test_a_night_goes_in_and_every_result_comes_home(nights):
     summary = nights.summaries[0]
     assert summary["night"] == NIGHT
     assert summary["outcomes"] == {"ready": len(nights.facts.resources)}
-    found = {
-        (row["product"], row["route"], (row["triage"] or "").capitalize()): row["folder"]
-        for row in summary["resources"]
-    }
-    for each in nights.facts.resources:
-        folder = found[each.product, each.route.value, each.triage]
-        assert (nights.store / folder / "result.json").is_file()
+    found = Counter((row["product"], row["route"], row["triage"].capitalize()) for row in summary["resources"])
+    assert found == Counter((each.product, each.route.value, each.triage) for each in nights.facts.resources)
+    assert all((nights.store / row["folder"] / "result.json").is_file() for row in summary["resources"])
 
 
 def test_the_sums_are_those_of_the_export(nights):
@@ -156,8 +155,6 @@ def test_a_night_that_nobody_decided_the_identity_policy_for_is_red_and_explains
 
 def test_neither_logs_nor_airflows_database_speak_of_a_patient(nights):
     """Nor of UIDs, nor of the names of exported files."""
-    import pydicom
-
     secrets = set()
     for each in nights.facts.files:
         if each.fate == "selected":
@@ -175,8 +172,6 @@ def test_neither_logs_nor_airflows_database_speak_of_a_patient(nights):
 
 
 def test_what_goes_from_task_to_task_is_counts_and_labels(nights):
-    import sqlite3
-
     connection = sqlite3.connect(nights.airflow / "airflow.db")
     values = "".join(str(value) for (value,) in connection.execute("SELECT value FROM xcom"))
     connection.close()
