@@ -35,8 +35,8 @@ class QureUploadOperator(QureOperator):
         kwargs: See ``QureOperator``.
 
     Returns:
-        ``{"xray": [SOPInstanceUID, ...], "ct": [SeriesInstanceUID, ...], "files": n}``, each also as an XCom of its own:
-        ``upload.output["ct"]``.
+        ``{"xray": [SOPInstanceUID, ...], "ct": [SeriesInstanceUID, ...], "files": n}``; each is also an XCom of its own,
+        as in ``upload.output["ct"]``.
     """
 
     template_fields = ("paths", "selection", "identity_policy", "qure_conn_id")
