@@ -35,7 +35,7 @@ class QureUploadOperator(QureOperator):
         kwargs: See ``QureOperator``.
 
     Returns:
-        ``{"xray": [SOPInstanceUID, ...], "ct": [SeriesInstanceUID, ...], "files": n}``; each is also an XCom of its own,
+        ``{"xray": [SOPInstanceUID, ...], "ct": [SeriesInstanceUID, ...], "files": n}``; each is an XCom of its own, too,
         as in ``upload.output["ct"]``.
     """
 
