@@ -35,7 +35,7 @@ class QureUploadOperator(QureOperator):
         kwargs: See ``QureOperator``.
 
     Returns:
-        ``{"xray": [SOPInstanceUID, ...], "ct": [SeriesInstanceUID, ...], "files": n}``; each is an XCom of its own, too,
+        ``{"xray": [SOPInstanceUID, ...], "ct": [SeriesInstanceUID, ...], "files": n}``, each an XCom of its own, too,
         as in ``upload.output["ct"]``.
     """
 
