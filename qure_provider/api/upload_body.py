@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from qure_provider.api.model import FileAcknowledgement, UploadAnswer
@@ -55,20 +57,27 @@ def _acknowledgement(key: str, entry: Any) -> FileAcknowledgement:
     fields = entry if isinstance(entry, dict) else {"message": entry}
     created = fields.get("created")
     message = fields.get("message")
+    remark = _read_remark(message if isinstance(message, str) else "")
     return FileAcknowledgement(
         key=key,
-        accepted=_is_accepted(created, message),
+        accepted=not remark.refuses and (created is True or remark.confirms),
         created=created if isinstance(created, bool) else None,
         license_expired=fields.get("license_expired") is True,
-        message=plain_text(message),
+        message=remark.plain,
     )
 
 
-def _is_accepted(created: Any, message: Any) -> bool:
-    text = message.lower() if isinstance(message, str) else ""
-    if _REFUSAL.search(text):
-        return False
-    return created is True or _SUCCESS.search(text) is not None
+@dataclass(frozen=True, slots=True)
+class _Remark:
+    refuses: bool
+    confirms: bool
+    plain: str
+
+
+@lru_cache(maxsize=64)  # one answer says the same of thousands of files
+def _read_remark(message: str) -> _Remark:
+    text = message.lower()
+    return _Remark(_REFUSAL.search(text) is not None, _SUCCESS.search(text) is not None, plain_text(message))
 
 
 def _series_counts(details: list[Any]) -> dict[str, int]:

@@ -6,7 +6,8 @@ import errno
 import io
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 from qure_provider.api.errors import QureError, QureRejectedError, QureTransientError
 from qure_provider.hooks.connection import UploadDialect
@@ -71,7 +72,7 @@ def part_size(file: OutgoingFile) -> int:
     Returns:
         Bytes on the wire, the part's headers and closing included, wherever in the request it stands.
     """
-    return len(_part_header("-" * _BOUNDARY_LENGTH, _LARGEST_INDEX)) + file.size + len(_END_OF_PART)
+    return _largest_framing() + file.size
 
 
 CLOSING_SIZE = _BOUNDARY_LENGTH + 6
@@ -137,12 +138,13 @@ class MultipartBody:
         return block
 
     def _readers(self) -> Iterator[Callable[[memoryview], int]]:
+        end = b""
         for index, file in enumerate(self._files):
-            yield io.BytesIO(_part_header(self._boundary, index) + file.header).readinto
-            with _opened(file) as read_into:
-                yield read_into
-            yield io.BytesIO(_END_OF_PART).readinto
-        yield io.BytesIO(self._closing).readinto
+            yield io.BytesIO(end + _part_header(self._boundary, index) + file.header).readinto
+            with _opened(file) as source:
+                yield _Measured(file, source).readinto
+            end = _END_OF_PART
+        yield io.BytesIO(end + self._closing).readinto
 
     @property
     def _closing(self) -> bytes:
@@ -157,28 +159,36 @@ def _part_header(boundary: str, index: int) -> bytes:
     ).encode()
 
 
-@contextmanager
-def _opened(file: OutgoingFile) -> Iterator[Callable[[memoryview], int]]:
+@cache
+def _largest_framing() -> int:
+    return len(_part_header("-" * _BOUNDARY_LENGTH, _LARGEST_INDEX)) + len(_END_OF_PART)
+
+
+def _opened(file: OutgoingFile) -> Any:
     try:
-        source = file.open()
+        return file.open()
     except OSError as error:
         raise _unreadable(file, error) from None
-    left = file.size - len(file.header)
 
-    def read_into(view: memoryview) -> int:
-        nonlocal left
+
+class _Measured:
+    """Reads one file and holds it to the length that it was listed with."""
+
+    def __init__(self, file: OutgoingFile, source: Any) -> None:
+        self._file = file
+        self._source = source
+        self._left = file.size - len(file.header)
+
+    def readinto(self, view: memoryview) -> int:
         try:
-            count: int = source.readinto(view) or 0
+            count: int = self._source.readinto(view) or 0
         except OSError as error:
-            raise _unreadable(file, error) from None
-        left -= count
-        if left < 0 or (left and not count):
+            raise _unreadable(self._file, error) from None
+        self._left -= count
+        if self._left < 0 or (self._left and not count):
             problem = "A file is not as long as it was when it was listed, so it was not sent. List the export again."
-            raise OutgoingFileError(file, QureRejectedError(problem))
+            raise OutgoingFileError(self._file, QureRejectedError(problem))
         return count
-
-    with source:
-        yield read_into
 
 
 def _unreadable(file: OutgoingFile, error: OSError) -> OutgoingFileError:
