@@ -18,6 +18,7 @@ import pendulum
 
 from qure_provider import settings
 from qure_provider.delivery.courier import Courier
+from qure_provider.ledger.database import LedgerError
 from qure_provider.ledger.deliveries import DeliveryRow
 from qure_provider.ledger.ledger import Ledger, ResourceRow
 from qure_provider.reports.result import Result
@@ -119,8 +120,11 @@ def withdraw(args: Namespace) -> None:
 @contextmanager
 def _open(args: Namespace) -> Iterator[tuple[Store, Ledger]]:
     root = args.store_root or settings.store_root()
-    with Ledger.open(ledger_url(root)) as ledger:
-        yield Store(root), ledger
+    try:
+        with Ledger.open(ledger_url(root)) as ledger:
+            yield Store(root), ledger
+    except LedgerError as error:
+        raise SystemExit(str(error)) from None
 
 
 def _models(store: Store, ledger: Ledger, delivery: DeliveryRow) -> set[str]:

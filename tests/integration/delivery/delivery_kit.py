@@ -1,15 +1,23 @@
 """A hospital with receivers: a folder, a RIS that speaks MLLP, and a night whose results only wait to be delivered."""
 
+import hashlib
 import json
 import shutil
 from types import SimpleNamespace
 
-from pipeline_kit import Hospital
+from pipeline_kit import Hospital, Pager
+from sqlalchemy import text
+from tenacity import wait_none
 
+from qure_provider.delivery.assemble import Assembler
 from qure_provider.delivery.courier import Courier
 from qure_provider.delivery.rules import rules_from
+from qure_provider.hooks import retry
 from qure_provider.operators.redeliver import QureRedeliverOperator
 from qure_provider.store import Store
+from qure_provider.triggers import alerts
+from qure_provider.triggers import results as results_trigger
+from qure_provider.triggers.alerts import Paging
 
 RECEIVER = {"processing_id": "T", "connect_timeout": 2, "response_timeout": 2}
 
@@ -55,10 +63,52 @@ class Onward(Hospital):
         self.enqueue(destinations, rules)
         return self.deliver(*destinations)
 
+    def onward_paging(self, *destinations, findings):
+        """The same, where people are told of these findings, too."""
+        with self.ledger() as ledger:
+            run = self.run_row(ledger)
+            courier = Courier(Store(str(self.root)), ledger, "test", Paging(findings=findings))
+            courier.enqueue(run.id, ledger.rows_of_run(run.id), rules_from(destinations, ()), is_final=True)
+        return self.deliver(*destinations)
+
     def redeliver(self, **arguments):
         """Run ``qure_redeliver``'s task."""
         operator = QureRedeliverOperator(task_id="redeliver", store_root=str(self.root), **arguments)
         return operator.execute(self.context())
+
+    # What the service, or the hospital, might have done
+
+    def edit_result(self, folder, **values):
+        """Change a stored result as if the service had said so."""
+        store = Store(str(self.root))
+        path = f"{folder}/result.json"
+        store.write_json(path, store.read_json(path) | values)
+
+    def add_file(self, folder, kind, content, media):
+        """Add a file to a stored result as if it had come late."""
+        name = f"{kind}.{media.rpartition('/')[2]}"
+        (self.root / folder / name).write_bytes(content)
+        assets = Store(str(self.root)).read_json(f"{folder}/result.json")["assets"]
+        digest = hashlib.sha256(content).hexdigest()
+        added = {"kind": kind, "name": name, "media": media, "size": len(content), "sha256": digest}
+        self.edit_result(folder, assets=[*assets, added])
+
+    def send_again(self, uid):
+        """Plan a newer revision of a resource, which has no result yet."""
+        columns = (
+            "uid, route, study_id, series_instance_uid, modality, body_part, station_name, acquired, instances, facts, "
+            "doubt, planned_at, updated_at, uploaded_at"
+        )
+        self.sql(
+            f"INSERT INTO resources (revision, fingerprint, reason, {columns}) "
+            f"SELECT 2, 'changed', '', {columns} FROM resources WHERE uid = :uid",
+            uid=uid,
+        )
+
+    def assembled(self, delivery, scratch):
+        """What would be sent of a delivery."""
+        with self.ledger() as ledger:
+            return Assembler(Store(str(self.root)), ledger, scratch).assemble(delivery).content
 
     # What is there afterwards
 
@@ -84,6 +134,11 @@ class Onward(Hospital):
             counted[row.state.value] = counted.get(row.state.value, 0) + 1
         return counted
 
+    def table(self, name):
+        """Every row of a table of the ledger."""
+        with self.ledger() as ledger, ledger._engine.begin() as connection:
+            return [dict(row) for row in connection.execute(text(f"SELECT * FROM {name}")).mappings()]
+
     def received(self):
         """Every file that the folder received, relative to it."""
         if not self.out.exists():
@@ -91,7 +146,7 @@ class Onward(Hospital):
         files = [path for path in self.out.rglob("*") if path.is_file()]
         return sorted(str(path.relative_to(self.out)) for path in files)
 
-    def events(self, study):
+    def history(self, study):
         with self.ledger() as ledger:
             return ledger.deliveries.events_of_study(study)
 
@@ -100,3 +155,18 @@ def mllp_connection(receiver, **extra):
     """The environment's value of a connection to an HL7 receiver."""
     host, port = (receiver.host, receiver.port) if receiver else ("127.0.0.1", 1)
     return json.dumps({"conn_type": "mllp", "host": host, "port": port, "extra": {**RECEIVER, **extra}})
+
+
+def connect(monkeypatch, emulator):
+    """The connection ``qure_default`` leads to the emulator; nobody waits longer than a test can."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    fields = {"conn_type": "qure", "host": emulator.base_url, "password": emulator.token}
+    extra = {"source": emulator.source, "requests_per_second": 1000}
+    monkeypatch.setenv("AIRFLOW_CONN_QURE_DEFAULT", json.dumps({**fields, "extra": extra}))
+    monkeypatch.setenv("AIRFLOW__QURE__IDENTITY_POLICY", "identified")
+    monkeypatch.setattr(retry, "BACKOFF", wait_none())
+    monkeypatch.setattr(alerts, "PAUSES_SECONDS", (0.0, 0.01, 0.01))
+    Pager.reset()
+    monkeypatch.setattr(results_trigger.random, "uniform", lambda low, high: low)

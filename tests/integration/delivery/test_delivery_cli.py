@@ -1,0 +1,264 @@
+import csv
+import io
+import json
+import time
+
+import pytest
+from airflow.cli.cli_config import ActionCommand
+from airflow.cli.cli_parser import get_parser
+from delivery_kit import mllp_connection
+from support import hl7_receiver as receivers
+
+from qure_provider import cli
+from qure_provider.ledger.deliveries import ParcelKind
+
+NAMES = ("SIMULATED", "SIM-1", "SIM-2", "SIM-A1", "SIM-A2", "19700101")
+
+
+@pytest.fixture
+def qure(night, capsys):
+    """Run ``airflow qure ...`` through Airflow's own parser; return what it printed."""
+    (group,) = cli.get_qure_cli_commands()
+    commands = {command.name: command for command in group.subcommands}
+
+    def run(name, *words):
+        parser = parser_of(commands[name])
+        arguments = parser.parse_args([*map(str, words), "--store-root", str(night.root)])
+        capsys.readouterr()
+        commands[name].func(arguments)
+        return capsys.readouterr().out
+
+    return run
+
+
+def parser_of(command: ActionCommand):
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    for argument in command.args:
+        argument.add_to_parser(parser)
+    return parser
+
+
+def withdraw(qure, *words, yes=True):
+    who = ["--by", "Dr Simulated", "--why", "SIMULATED reason"]
+    return json.loads(qure("withdraw", *words, *who, *(["--yes"] if yes else [])))
+
+
+class TestLooking:
+    def test_the_commands_are_airflows(self):
+        assert get_parser().parse_args(["qure", "night", "2026-11-20"]).night == "2026-11-20"
+
+    def test_everything_of_a_study_with_whose_it_is(self, night, qure, ris):
+        night.onward(night.to_folder, "ris")
+        shown = json.loads(qure("study", night.chest))
+        assert shown["identity"]["patient_id"] == "SIM-1"
+        assert [resource["outcome"] for resource in shown["resources"]] == ["ready", "ready"]
+        assert {(row["destination"], row["state"]) for row in shown["deliveries"]} == {
+            (night.to_folder, "delivered"),
+            ("ris", "delivered"),
+        }
+        assert [event["kind"] for event in shown["events"]] == ["delivered"] * 3
+
+    def test_an_unknown_study_or_night_is_said_to_be_so(self, qure):
+        with pytest.raises(SystemExit, match="knows no such study"):
+            qure("study", "1.2.3")
+        with pytest.raises(SystemExit, match="knows no such night"):
+            qure("night", "1999-01-01")
+
+    def test_a_night_without_names_and_what_needs_somebody(self, night, qure, ris):
+        ris.actions = [receivers.answer("AR")]
+        night.onward(night.to_folder, "ris")
+        printed = qure("night", "2026-11-20")
+        (shown,) = json.loads(printed)
+        assert shown["outcomes"] == {"ready": 3}
+        assert shown["deliveries"]["ris"] == {"dead": 1, "delivered": 1}
+        (stuck,) = shown["needs_somebody"]
+        assert (stuck["destination"], stuck["state"]) == ("ris", "dead")
+        assert not any(word in printed for word in [*NAMES, night.chest, night.head])
+
+    @pytest.mark.parametrize("form", ["json", "csv"])
+    def test_all_resources_without_names(self, night, qure, form):
+        printed = qure("export", "--format", form)
+        rows = json.loads(printed) if form == "json" else list(csv.DictReader(io.StringIO(printed)))
+        assert sorted(row["product"] for row in rows) == ["qer", "qxr", "qxr"]
+        assert {row["night"] for row in rows} == {"2026-11-20"}
+        assert not any(word in printed for word in [*NAMES, night.chest, night.head, night.frontal])
+
+    def test_where_no_night_was_planned_yet_it_says_so(self, night, qure, tmp_path):
+        night.root = tmp_path / "nothing"
+        with pytest.raises(SystemExit, match="run the plan task first"):
+            qure("export")
+
+    @pytest.mark.parametrize(("form", "printed"), [("json", "[]\n"), ("csv", "night\r\n")])
+    def test_of_no_night_at_all_there_is_an_empty_table(self, night, qure, form, printed):
+        night.sql("DELETE FROM planned")
+        assert qure("export", "--format", form) == printed
+
+
+class TestForgetting:
+    def finish(self, night):
+        with night.ledger() as ledger:
+            ledger.finish_run(night.run_row(ledger).id)
+        long_ago = time.time() - 100 * 86_400
+        night.sql("UPDATE runs SET finished_at = :then", then=long_ago)
+        night.sql("UPDATE resources SET updated_at = :then", then=long_ago)
+
+    def test_a_finished_night_that_owes_nothing(self, night, qure):
+        night.onward(night.to_folder)
+        self.finish(night)
+        assert json.loads(qure("prune", "--older-than-days", 90)) == {"runs": 1, "resources": 3, "studies": 2}
+        assert night.received()
+        assert list((night.root / "studies").rglob("result.json"))
+
+    def test_not_a_newer_one(self, night, qure):
+        night.onward(night.to_folder)
+        self.finish(night)
+        assert json.loads(qure("prune", "--older-than-days", 101)) == {"runs": 0, "resources": 0, "studies": 0}
+
+    def test_not_one_that_never_finished(self, night, qure):
+        night.sql("UPDATE resources SET updated_at = 0")
+        assert json.loads(qure("prune", "--older-than-days", 1)) == {"runs": 0, "resources": 0, "studies": 0}
+
+    @pytest.mark.parametrize("state", ["waiting", "in doubt", "held", "sending"])
+    def test_not_what_is_still_owed(self, night, qure, ris, state):
+        night.onward("ris")
+        night.sql("UPDATE deliveries SET state = :state", state=state)
+        self.finish(night)
+        assert json.loads(qure("prune", "--older-than-days", 90)) == {"runs": 0, "resources": 0, "studies": 0}
+
+    def test_a_delivery_of_forgotten_images_that_is_opened_again_is_held(self, night, qure, ris):
+        ris.actions = [receivers.answer("AR"), receivers.answer("AR")]
+        night.onward("ris")
+        self.finish(night)
+        qure("prune", "--older-than-days", 90)
+        night.redeliver(states="dead")
+        assert {row["state"] for row in night.table("deliveries")} == {"held"}
+        assert len(ris.messages) == 2
+
+    def test_a_day_is_the_least(self, qure):
+        with pytest.raises(SystemExit, match="1 or more"):
+            qure("prune", "--older-than-days", 0)
+
+
+class TestTakingBack:
+    def test_it_is_first_shown_and_nothing_is_done(self, night, qure, ris):
+        night.onward("ris")
+        shown = withdraw(qure, "--study", night.chest, yes=False)
+        assert [row["product"] for row in shown["would_withdraw"]] == ["qxr"]
+        assert "add --yes" in shown["note"]
+        assert len(ris.messages) == 2
+        assert not any(event["kind"] == "withdrawn" for event in night.history(night.chest))
+
+    def test_a_study_from_all_who_got_it(self, night, qure, ris):
+        night.onward(night.to_folder, "ris")
+        shown = withdraw(qure, "--study", night.chest)
+        assert len(shown["withdrawn"]) == 3
+        assert (shown["troubles"], shown["still_owed_to"]) == ([], [])
+
+        message = ris.messages[-1]
+        first = next(message for message in ris.messages if night.chest in message.raw.decode())
+        assert message["OBR"][3] == first["OBR"][3]
+        assert message.control_id != first.control_id
+        assert {line[11] for line in message.all("OBX")} == {"W"}
+        notes = [name for name in night.received() if name.endswith("WITHDRAWN.json")]
+        assert {name.split("/")[0] for name in notes} == {night.chest}
+        assert json.loads((night.out / notes[0]).read_text())["because"] == "SIMULATED reason"
+        assert len(notes) == 2
+
+    def test_who_and_why_are_recorded(self, night, qure, ris):
+        night.onward("ris")
+        withdraw(qure, "--study", night.chest)
+        (event,) = [event for event in night.history(night.chest) if event["kind"] == "withdrawn"]
+        assert (event["detail"]["by"], event["detail"]["why"]) == ("Dr Simulated", "SIMULATED reason")
+
+    def test_a_repeat_does_nothing_new(self, night, qure, ris):
+        night.onward(night.to_folder, "ris")
+        withdraw(qure, "--study", night.chest)
+        events, messages = night.history(night.chest), len(ris.messages)
+        assert withdraw(qure, "--study", night.chest)["withdrawn"] == []
+        assert (night.history(night.chest), len(ris.messages)) == (events, messages)
+
+    def test_by_product_in_whatever_case(self, night, qure, ris):
+        night.onward("ris")
+        withdraw(qure, "--product", "qER")
+        assert night.head in ris.messages[-1].raw.decode()
+        assert len(ris.messages) == 3
+
+    def test_by_model(self, night, qure, ris):
+        night.onward("ris")
+        assert withdraw(qure, "--model", "another")["withdrawn"] == []
+        (row,) = withdraw(qure, "--model", "Latest")["withdrawn"]
+        assert row["product"] == "qer"
+
+    def test_by_date(self, night, qure, ris):
+        night.onward("ris")
+        assert withdraw(qure, "--since", "2999-01-01", yes=False)["would_withdraw"] == []
+        assert len(withdraw(qure, "--since", "2020-01-01", yes=False)["would_withdraw"]) == 2
+
+    def test_something_must_be_named(self, qure):
+        with pytest.raises(SystemExit, match="Say what to withdraw"):
+            withdraw(qure)
+
+    def test_what_was_not_sent_yet_never_goes(self, night, qure, ris, monkeypatch):
+        monkeypatch.setenv("AIRFLOW_CONN_RIS", mllp_connection(None))
+        night.onward("ris")
+        monkeypatch.setenv("AIRFLOW_CONN_RIS", mllp_connection(ris))
+        withdraw(qure, "--study", night.chest)
+        night.redeliver(even_if_not_due=True)
+        assert [night.head in message.raw.decode() for message in ris.messages] == [True]
+        assert {row.reason for row in night.deliveries("ris", study_instance_uid=night.chest)} == {"it was withdrawn"}
+
+    def test_what_is_in_doubt_may_be_there_and_is_taken_back(self, night, qure, ris):
+        ris.actions = [receivers.drop]
+        night.onward("ris")
+        withdraw(qure, "--study", night.head)
+        assert {line[11] for line in ris.messages[-1].all("OBX")} == {"W"}
+        assert night.head in ris.messages[-1].raw.decode()
+
+    def test_what_was_withdrawn_goes_nowhere_any_more(self, night, qure, ris):
+        night.onward(night.to_folder)
+        withdraw(qure, "--study", night.chest)
+        night.onward(night.to_folder, "ris")
+        (row,) = night.deliveries("ris", study_instance_uid=night.chest)
+        assert (row.state.value, row.reason) == ("held", "a result in it was withdrawn; only a newer one can go out")
+        assert not any(night.chest in message.raw.decode() for message in ris.messages)
+
+    def test_nor_by_a_newer_revision_of_its_report(self, night, qure, ris):
+        night.onward("ris")
+        withdraw(qure, "--study", night.chest)
+        row = night.rows()[night.lateral]
+        night.edit_result(row.store_path, report=night.result(row)["report"] | {"impression": "SIMULATED, changed"})
+        night.onward("ris")
+        assert "SIMULATED, changed" not in ris.messages[-1].raw.decode()
+
+    @pytest.mark.parametrize("receipt", ["the archive's", "lost"])
+    def test_every_object_that_arrived_or_may_have_is_named(self, night, qure, tmp_path, receipt):
+        night.onward(night.to_folder)
+        (row,) = night.deliveries(subject=night.head_series)
+        arrived = {tuple(uids) for uids in row.receipt["objects"]}
+        if receipt == "lost":
+            night.sql("UPDATE deliveries SET state = 'in doubt', receipt = '{}'")
+        withdraw(qure, "--study", night.head)
+        (withdrawal,) = night.deliveries(subject=night.head_series, kind=ParcelKind.WITHDRAWAL)
+        objects = night.assembled(withdrawal, tmp_path).objects
+        named = {(item.sop_class_uid, item.sop_instance_uid, item.series_instance_uid) for item in objects}
+        assert named == arrived
+        assert len(arrived) == 5
+
+    def test_a_receiver_that_is_down_gets_it_later(self, night, qure, ris, monkeypatch):
+        night.onward("ris")
+        monkeypatch.setenv("AIRFLOW_CONN_RIS", mllp_connection(None))
+        assert withdraw(qure, "--study", night.chest)["still_owed_to"] == ["ris"]
+        monkeypatch.setenv("AIRFLOW_CONN_RIS", mllp_connection(ris))
+        night.redeliver(even_if_not_due=True)
+        assert {line[11] for line in ris.messages[-1].all("OBX")} == {"W"}
+
+    def test_the_withdrawal_of_an_older_result_reaches_those_who_have_it_though_images_were_sent_again(
+        self, night, qure, ris
+    ):
+        night.onward("ris")
+        night.send_again(night.head_series)
+        withdraw(qure, "--study", night.head)
+        assert {line[11] for line in ris.messages[-1].all("OBX")} == {"W"}
+        assert night.head in ris.messages[-1].raw.decode()
