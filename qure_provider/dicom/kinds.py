@@ -1,0 +1,54 @@
+"""Images that may have identifying text in their pixels, as far as a header can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from qure_provider.dicom.reader import plain
+from qure_provider.dicom.refusal import Refusal
+
+_SOP_CLASS, _MODALITY, _IMAGE_TYPE, _CONVERSION, _BURNED_IN = (
+    *(0x00080016, 0x00080060, 0x00080008, 0x00080064, 0x00280301),
+)
+_IMAGES = "1.2.840.10008.5.1.4.1.1."
+_KINDS = (
+    *("3", "3.1", "6", "6.1", "6.2", "6.3"),  # ultrasound
+    *("7", "7.1", "7.2", "7.3", "7.4"),  # secondary capture
+    *("77.1.1", "77.1.1.1", "77.1.4", "77.1.4.1"),  # endoscopy and photographs, with their videos
+)
+_WITH_TEXT = frozenset(_IMAGES + kind for kind in _KINDS)
+_MODALITIES = frozenset({"US", "IVUS", "ES", "XC", "DOC", "DOCD", "SCREEN"})
+_SCREENS = ("SCREEN", "SAVE", "CAPTURE", "DOSE", "REPORT", "PROT")
+"""Parts of ImageType values: screen saves of any spelling, dose sheets, reports and protocol pages of the makers."""
+_DIRECT = frozenset({"", "DI"})
+_FIRST_OVERLAY, _ROWS, _DATA = 0x60000000, 0x0010, 0x3000
+
+
+def refusal_for(values: Mapping[int, bytes]) -> Refusal | None:
+    """Tells whether an image may have identifying text in its pixels.
+
+    It is the header's word. An image that says nothing, and is of a kind that usually has none (CR, DX, CT), is let
+    pass: whether a technician burned a name into a film cannot be told from its header.
+
+    Args:
+        values: Its elements' values, by tag.
+
+    Returns:
+        Why it stays; None where nothing speaks against it.
+    """
+    if plain(values.get(_BURNED_IN, b"")).upper() == "YES":
+        return Refusal.BURNED_IN
+    sop_class = plain(values.get(_SOP_CLASS, b""))
+    if not sop_class.startswith(_IMAGES):
+        return Refusal.UNKNOWN_KIND
+    if sop_class in _WITH_TEXT or plain(values.get(_MODALITY, b"")).upper() in _MODALITIES:
+        return Refusal.KIND
+    image_type = plain(values.get(_IMAGE_TYPE, b"")).upper()
+    if any(word in image_type for word in _SCREENS):
+        return Refusal.SCREEN
+    if plain(values.get(_CONVERSION, b"")).upper() not in _DIRECT:
+        return Refusal.DIGITIZED
+    overlays = {tag & 0xFFFF0000 for tag in values if tag >= _FIRST_OVERLAY}
+    if any(group | _ROWS in values and not values.get(group | _DATA) for group in overlays):
+        return Refusal.OVERLAY  # it has no data of its own, so its drawing lies in the unused bits of the pixels
+    return None
