@@ -422,9 +422,7 @@ class Ledger:
                 connection.execute(insert(planned), chunk)
             waiting = [row.id for _, _, rows in batches_of_rows for row in rows if row.why is Why.WAITING]
             for some in _chunks(waiting):
-                connection.execute(
-                    update(resources).where(resources.c.id.in_(some)).values(outcome=None, reason="", settled_at=None)
-                )
+                _reopen(connection, some)
             connection.execute(
                 update(runs).where(runs.c.id == run.id).values(counts=dict(counts), planned_at=time.time())
             )
@@ -640,6 +638,27 @@ class Ledger:
         """Record why a result may not be the answer to what was sent last; it is held back until a person decides."""
         self._update([resource_id], doubt=doubt)
 
+    def result_before_change(self, resource_id: int) -> str | None:
+        """Return where the last result of an older revision lies whose images were others than this one's.
+
+        Returns:
+            A folder, relative to the store's root; None where there is none.
+        """
+        older = resources.alias()
+        query = (
+            select(older.c.store_path)
+            .join(resources, and_(resources.c.uid == older.c.uid, resources.c.revision > older.c.revision))
+            .where(
+                resources.c.id == resource_id,
+                older.c.fingerprint != resources.c.fingerprint,
+                older.c.store_path.is_not(None),
+            )
+            .order_by(older.c.revision.desc())
+            .limit(1)
+        )
+        with self._engine.begin() as connection:
+            return connection.scalar(query)
+
     def mark_settled(self, resource_ids: Iterable[int]) -> None:
         """Record that the set of files of these ready resources has stopped growing, or was waited for long enough."""
         self._update(resource_ids, settled_at=time.time())
@@ -742,6 +761,19 @@ class Ledger:
                     patient_name=row.patient_name,
                 )
         return identities
+
+
+def _reopen(connection: Connection, resource_ids: Sequence[int]) -> None:
+    """Wait for these again; what the service said that it does not hold, or never computed, is to be sent again."""
+    of_these = resources.c.id.in_(resource_ids)
+    is_lost = and_(of_these, resources.c.outcome == Outcome.NOT_UPLOADED.value, resources.c.uploaded_at.is_not(None))
+    is_not_computed = and_(of_these, resources.c.outcome == Outcome.NOT_COMPUTED.value)
+    connection.execute(
+        acknowledged.delete().where(acknowledged.c.resource_id.in_(select(resources.c.id).where(is_lost)))
+    )
+    connection.execute(update(resources).where(is_lost).values(uploaded_at=None, computed_at=None))
+    connection.execute(update(resources).where(is_not_computed).values(computed_at=None))
+    connection.execute(update(resources).where(of_these).values(outcome=None, reason="", settled_at=None))
 
 
 @dataclass(frozen=True, slots=True)

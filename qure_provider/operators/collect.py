@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from qure_provider.ledger.ledger import ResourceRow
 
 PARALLEL = 4
+UNCHANGED = "may predate late images: the result is the very one that the images had before they changed"
 DELIVER_SECONDS = 120.0
 """How long one wake delivers at most; the rest goes at the next one, at the run's end, or by qure_redeliver."""
 _T = TypeVar("_T")
@@ -92,8 +93,8 @@ class QureCollectBatchOperator(QureOperator):
         self.settle_seconds = settle_seconds
 
     def execute(self, context: Context) -> None:
-        """Ask for everything once; take what is there; wait for the rest."""
-        self._collect(context, done=(), is_deadline=False)
+        """Ask for everything once, what had timed out before included; take what is there; wait for the rest."""
+        self._collect(context, done=(), is_deadline=False, is_begun_anew=True)
 
     def resume(self, context: Context, event: Any = None) -> None:
         """Go on after the trigger fired.
@@ -111,11 +112,19 @@ class QureCollectBatchOperator(QureOperator):
         except TaskDeferralTimeout:
             return self._collect(context, done=(), is_deadline=True)
 
-    def _collect(self, context: Context, *, done: Sequence[int], is_deadline: bool) -> None:
+    def _collect(
+        self, context: Context, *, done: Sequence[int], is_deadline: bool, is_begun_anew: bool = False
+    ) -> None:
+        from qure_provider.api.model import Outcome
         from qure_provider.hooks.qure import QureHook
 
         with open_batch(self.batch, self.store_root, context) as work:
-            rows = [row for row in work.rows() if row.uploaded_at is not None and not row.is_over]
+            rows = [
+                row
+                for row in work.rows()
+                if row.uploaded_at is not None
+                and (not row.is_over or (is_begun_anew and row.outcome is Outcome.TIMED_OUT))
+            ]
             failed: dict[int, Exception] = {}
             if rows:
                 with QureHook(self.qure_conn_id, operator=type(self).__name__) as hook:
@@ -253,7 +262,22 @@ def _fetch(work: BatchWork, hook: QureHook, row: ResourceRow, answer: ResultAnsw
         study_instance_uid=study,
         series_instance_uid=row.series_instance_uid,
     )
+    if _is_unchanged(work, row, answer):
+        work.ledger.record_doubt(row.id, UNCHANGED)
+    elif row.doubt == UNCHANGED:
+        work.ledger.record_doubt(row.id, "")
     work.ledger.record_answer(row.id, answer, store_path=folder, settled=is_settled)
+
+
+def _is_unchanged(work: BatchWork, row: ResourceRow, answer: ResultAnswer) -> bool:
+    """Whether images that changed have the very answer that they had before."""
+    before = work.ledger.result_before_change(row.id)
+    if before is None:
+        return False
+    try:
+        return bool(work.store.read_json(f"{before}/answer.json") == answer.content)
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def _is_taken(answer: ResultAnswer) -> bool:

@@ -155,6 +155,22 @@ class TestTheDeadline:
         with pytest.raises(Exception, match="Trigger failure"):
             hospital.collector(batch).resume_execution("__fail__", {"error": "Trigger failure"}, hospital.context())
 
+    def test_a_person_who_clears_the_task_afterwards_has_it_ask_again(self, hospital):
+        (film,) = hospital.xray()
+        hospital.control.plan(film.SOPInstanceUID, outcome="stuck")
+        batch = uploaded(hospital, wait_seconds=0.2)
+        hospital.collect(batch)
+        assert hospital.rows()[film.SOPInstanceUID].outcome == "timed out"
+        hospital.run.clear_number = 1
+        hospital.collect(batch)
+        assert hospital.rows()[film.SOPInstanceUID].outcome == "timed out"
+        hospital.control.clear_plans()
+
+        hospital.collect(batch)
+
+        assert hospital.rows()[film.SOPInstanceUID].is_resolved
+        hospital.summarize()
+
     def test_the_service_is_asked_a_last_time(self, hospital):
         (film,) = hospital.xray()
         hospital.control.plan(film.SOPInstanceUID, processing_seconds=0.3)
@@ -218,14 +234,23 @@ class TestUnknownIsNotNormal:
 class TestAResultBeforeItsFiles:
     def test_a_file_that_comes_late_is_added(self, hospital):
         (film,) = hospital.xray()
-        hospital.control.plan(film.SOPInstanceUID, kinds=("sc_thumbnail", "report_pdf"), delays={"report_pdf": 0.7})
+        hospital.control.plan(film.SOPInstanceUID, kinds=("sc_thumbnail", "report_pdf"))
         batch = uploaded(hospital)
-        hospital.collect(batch, settle_seconds=0.5)
+        hospital.control.inject(MissingFiles(kinds=("report_pdf",)))
+        hospital.collect(batch)
 
         row = hospital.rows()[film.SOPInstanceUID]
         assert row.settled_at
         assert {asset["kind"] for asset in hospital.result(row)["assets"]} == {"sc_thumbnail", "report_pdf"}
         assert hospital.control.count("asset", status=200) == 2
+
+    def test_the_second_look_comes_no_sooner_than_files_may(self, hospital):
+        hospital.xray()
+        batch = uploaded(hospital)
+        _, waiting = deferral(hospital, batch, settle_seconds=0.6)
+        begun = time.monotonic()
+        fire(waiting.trigger)
+        assert time.monotonic() - begun >= 0.6
 
     def test_a_set_that_never_stops_growing_is_taken_after_300_s(self, hospital, monkeypatch):
         (film,) = hospital.xray()

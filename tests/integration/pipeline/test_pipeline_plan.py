@@ -4,13 +4,16 @@ import shutil
 from datetime import UTC, datetime
 
 import pytest
+import requests
 from pipeline_kit import NIGHT, image, slices
 
+from qure_provider.emulator.model import Answer
 from qure_provider.ledger.ledger import LeaseLostError, Why
 from qure_provider.operators.plan import QurePlanOperator, run_folder
 from qure_provider.operators.summarize import NightUnresolvedError
 from qure_provider.settings import IdentityPolicyError
 from qure_provider.store import Store
+from qure_provider.triggers import results as trigger_module
 
 
 class TestEverythingIsAccountedFor:
@@ -281,6 +284,52 @@ class TestASeriesThatGained:
         (row,) = hospital.summary()["resources"]
         assert "may predate late images" in row["doubt"]
 
+    def test_whose_result_is_the_one_from_before_is_in_doubt_and_the_run_is_red(self, hospital, grown):
+        """The service gives the old result until the new one is ready, or for ever."""
+        headers = {**hospital.emulator.headers, "User-Agent": "test"}
+        old = requests.get(f"{hospital.emulator.base_url}/results/{grown}", headers=headers, timeout=10).json()
+        hospital.control.inject(Answer(kind="results", uid=grown, status=200, json_body=old, times=None))
+        hospital.process(hospital.plan())
+
+        with pytest.raises(NightUnresolvedError, match="may predate late images"):
+            hospital.summarize()
+
+        (row,) = hospital.summary()["resources"]
+        assert "the very one" in row["doubt"]
+
+    def test_is_in_doubt_no_more_when_the_new_result_comes(self, hospital, grown):
+        hospital.control.configure(recompute="stale", processing_seconds=60)
+        (batch,) = hospital.plan()
+        hospital.upload(batch)
+        hospital.compute(batch)
+        hospital.meanwhile = lambda: hospital.control.configure(processing_seconds=0)
+        hospital.collect(batch)
+
+        hospital.summarize()
+
+        (row,) = hospital.summary()["resources"]
+        assert (row["doubt"], "12 images" in row["impression"]) == ("", True)
+
+    def test_a_film_that_was_exported_anew_with_another_picture_cannot_be_computed_again_and_is_in_doubt(
+        self, hospital
+    ):
+        (film,) = hospital.xray()
+        hospital.night()
+        again = image("CR", pixels=40, SOPInstanceUID=film.SOPInstanceUID, StudyInstanceUID=film.StudyInstanceUID)
+        again.SeriesInstanceUID = film.SeriesInstanceUID
+        hospital.put("xray/0.dcm", again)
+        hospital.new_run("scheduled__2")
+        hospital.process(hospital.plan())
+        with pytest.raises(NightUnresolvedError, match="may predate late images"):
+            hospital.summarize()
+
+    def test_one_sent_again_unchanged_is_expected_to_have_the_same_result(self, hospital):
+        hospital.xray()
+        hospital.night()
+        hospital.new_run("scheduled__2")
+        (row,) = hospital.night(recompute=True)["resources"]
+        assert (row["revision"], row["doubt"]) == (2, "")
+
     def test_and_whose_patient_was_corrected_is_a_new_revision_too(self, hospital):
         (film,) = hospital.xray()
         hospital.night()
@@ -292,6 +341,38 @@ class TestASeriesThatGained:
 
         (row,) = hospital.rows().values()
         assert (row.revision, row.why, row.identity.patient_id) == (2, Why.REVISION, "SIM-2")
+
+
+class TestWhatTheServiceNoLongerHolds:
+    def test_is_sent_again_when_the_night_is_repeated(self, hospital, monkeypatch):
+        monkeypatch.setattr(trigger_module, "GRACE_SECONDS", 0.0)
+        hospital.xray()
+        hospital.ct()
+        batches = hospital.plan()
+        for batch in batches:
+            hospital.upload(batch)
+            if batch["route"] == "ct":
+                hospital.compute(batch)
+        hospital.control.forget_everything()
+        for batch in batches:
+            hospital.collect(batch)
+        assert {row.outcome for row in hospital.rows().values()} == {"not uploaded"}
+        hospital.new_run(clear_number=1)
+
+        assert hospital.night()["outcomes"] == {"ready": 2}
+
+        assert hospital.sent() == 11
+
+    def test_is_computed_again_where_only_that_was_forgotten(self, hospital):
+        hospital.ct()
+        (batch,) = hospital.plan()
+        hospital.upload(batch)
+        hospital.compute(batch)
+        hospital.sql("UPDATE resources SET outcome = 'not computed', settled_at = 1")
+        hospital.new_run(clear_number=1)
+        hospital.night()
+        assert hospital.control.count("compute", status=304) == 1
+        assert hospital.sent() == 10
 
 
 class TestWhatIsOwedIsCaughtUp:
