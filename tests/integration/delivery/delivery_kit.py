@@ -14,6 +14,7 @@ from qure_provider.delivery.courier import Courier
 from qure_provider.delivery.rules import rules_from
 from qure_provider.hooks import retry
 from qure_provider.operators.redeliver import QureRedeliverOperator
+from qure_provider.operators.upload import QureUploadBatchOperator
 from qure_provider.store import Store
 from qure_provider.triggers import alerts
 from qure_provider.triggers import results as results_trigger
@@ -57,6 +58,11 @@ class Onward(Hospital):
         with self.ledger() as ledger:
             courier = Courier(Store(str(self.root)), ledger, "test")
             return courier.deliver(destinations, **{"seconds": 20, **arguments})
+
+    def show_upload(self, batch):
+        """Run a batch's upload that only shows what it would send."""
+        operator = QureUploadBatchOperator(task_id="upload", batch=batch, store_root=str(self.root), show_only="upload")
+        operator.execute(self.context())
 
     def onward(self, *destinations, rules=()):
         """Record what is owed and send it."""
@@ -154,7 +160,8 @@ class Onward(Hospital):
 def mllp_connection(receiver, **extra):
     """The environment's value of a connection to an HL7 receiver."""
     host, port = (receiver.host, receiver.port) if receiver else ("127.0.0.1", 1)
-    return json.dumps({"conn_type": "mllp", "host": host, "port": port, "extra": {**RECEIVER, **extra}})
+    settings = {name: value for name, value in {**RECEIVER, **extra}.items() if value is not None}
+    return json.dumps({"conn_type": "mllp", "host": host, "port": port, "extra": settings})
 
 
 def connect(monkeypatch, emulator):
