@@ -13,16 +13,9 @@ from airflow.sdk import BaseHook
 
 from qure_provider.hooks.mllp_answer import Answer, refusal
 from qure_provider.hooks.mllp_connection import MllpConnection
-from qure_provider.hooks.mllp_wire import (
-    CARRIAGE_RETURN,
-    END_BLOCK,
-    START_BLOCK,
-    blocks,
-    connect,
-    is_tls_refusal,
-    tls_refused,
-)
+from qure_provider.hooks.mllp_wire import CARRIAGE_RETURN, END_BLOCK, START_BLOCK, blocks
 from qure_provider.hooks.receiver import DeliveryInDoubtError, ReceiverError, ReceiverSettingsError
+from qure_provider.hooks.tls import connect, is_refusal, refused
 from qure_provider.reports.hl7_fields import AcknowledgementMode
 
 TEST_TIMEOUT = 4.0
@@ -89,7 +82,8 @@ class MllpHook(BaseHook):
             ReceiverSettingsError: TLS cannot be agreed on, or its files cannot be used.
             ReceiverUnavailableError: The receiver cannot be reached now.
         """
-        return connect(self.connection, self.connection.connect_timeout)
+        connection = self.connection
+        return connect(connection.host, connection.port, connection.tls, connection.connect_timeout)
 
     def send(self, message: bytes) -> Acknowledgement:
         """Send a message and wait until the receiver has taken it.
@@ -138,8 +132,8 @@ class MllpHook(BaseHook):
         except TimeoutError:
             how = f"{connection.response_timeout:g} seconds passed"
         except OSError as error:
-            if is_tls_refusal(error):
-                raise tls_refused() from None
+            if is_refusal(error):
+                raise refused() from None
             how = f"the connection broke ({type(error).__name__})"
         if is_stored:
             raise DeliveryInDoubtError(
@@ -156,15 +150,16 @@ class MllpHook(BaseHook):
         """
         try:
             connection = self.connection
-            with connect(connection, min(TEST_TIMEOUT, connection.connect_timeout)) as stream:
+            timeout = min(TEST_TIMEOUT, connection.connect_timeout)
+            with connect(connection.host, connection.port, connection.tls, timeout) as stream:
                 stream.settimeout(_LISTENING)
                 try:
                     is_closed = not stream.recv(1)
                 except TimeoutError:
                     is_closed = False
                 except OSError as error:
-                    if is_tls_refusal(error):
-                        raise tls_refused() from None
+                    if is_refusal(error):
+                        raise refused() from None
                     is_closed = True
         except ReceiverError as error:
             return False, str(error)

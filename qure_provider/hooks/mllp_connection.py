@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
-from qure_provider.hooks.connection import AirflowConnection, Fields, verification
+from qure_provider.hooks.connection import AirflowConnection, Fields
 from qure_provider.hooks.receiver import ReceiverSettingsError
+from qure_provider.hooks.tls import Tls
 from qure_provider.reports.hl7_fields import (
     SENDING_APPLICATION,
     AcknowledgementMode,
@@ -38,26 +38,6 @@ class NegativeCode(StrEnum):
 
 RETRIED = frozenset({NegativeCode.AE, NegativeCode.CE})
 """Retried by default. See ``MllpConnection.retry_codes``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """How the connection is encrypted.
-
-    Attributes:
-        verify: Whether the receiver's certificate is checked.
-        ca_bundle: PEM file or folder of the authorities to trust; empty for those of the system.
-        client_certificate: PEM file of the certificate to show, with those between it and its authority; empty for
-            none.
-        client_key: PEM file of its key; empty where the key lies with the certificate.
-        client_key_password: What opens the key; empty where it is not encrypted.
-    """
-
-    verify: bool = True
-    ca_bundle: str = ""
-    client_certificate: str = ""
-    client_key: str = ""
-    client_key_password: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +99,7 @@ class MllpConnection:
             host=host,
             port=port,
             fields=_hl7_fields(entered),
-            tls=_tls(entered, connection.password or ""),
+            tls=Tls.of(entered, connection.password or ""),
             connect_timeout=entered.number("connect_timeout", 10.0, at_least=0.1, at_most=600.0),
             response_timeout=entered.number("response_timeout", 60.0, at_least=0.1, at_most=3600.0),
             retry_codes=_retry_codes(entered),
@@ -173,23 +153,3 @@ def _retry_codes(entered: Fields) -> frozenset[NegativeCode]:
         return frozenset(map(NegativeCode, words))
     except ValueError:
         raise entered.error("retry_codes", f"must hold some of {' '.join(NegativeCode)}, or none") from None
-
-
-def _tls(entered: Fields, password: str) -> Tls | None:
-    if not entered.boolean("tls", default=False):
-        for name in ("ca_bundle", "client_certificate", "client_key"):
-            if entered.raw(name) is not None:
-                raise entered.error(name, "has no use while TLS is off. Switch TLS on, or remove it")
-        return None
-    verify, ca_bundle = verification(entered)
-    certificate, key = _file(entered, "client_certificate"), _file(entered, "client_key")
-    if key and not certificate:
-        raise entered.error("client_key", "has no use without a client certificate. Enter that too")
-    return Tls(verify, ca_bundle, certificate, key, password)
-
-
-def _file(entered: Fields, name: str) -> str:
-    path = entered.text(name)
-    if path and not Path(path).is_file():
-        raise entered.error(name, "there is no such file on this machine. Every worker needs it")
-    return path
