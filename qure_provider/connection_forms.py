@@ -178,6 +178,31 @@ MLLP: dict[str, Any] = {
     ),
 }
 
+DICOM: dict[str, Any] = {
+    "called_ae_title": _field("Called AE title", "The archive's AE title. Required."),
+    "calling_ae_title": _field("Calling AE title", "Ours; the archive may have to know it.", default="QURE_AIRFLOW"),
+    "ask_first": _field(
+        "Ask first", "Send only if the archive has the study, for the same patient, now (C-FIND).", "boolean", False
+    ),
+    "prove": _field(
+        "Prove", "Ask afterwards whether every object is there (C-FIND), not only its status.", "boolean", False
+    ),
+    "parallel_associations": _field("Parallel associations", "At once, at most.", "integer", 2, minimum=1, maximum=8),
+    "max_pdu": _field("Largest PDU (bytes)", "That we take; 0 for any.", "integer", 16382, minimum=0),
+    "tls": _field("TLS", "Encrypt the association.", "boolean", False),
+    "verify": _field("Verify TLS", "Check the archive's certificate.", "boolean", True),
+    "ca_bundle": _field("CA bundle", "PEM file or folder of the authority to trust, on every worker."),
+    "client_certificate": _field("Client certificate", "PEM file, if the archive wants one."),
+    "client_key": _field("Client key", "PEM file of its key, if apart."),
+    "connect_timeout": _field("Connect timeout (s)", "Seconds to wait for the connection.", "number", 10, minimum=0.1),
+    "association_timeout": _field(
+        "Association timeout (s)", "Seconds to wait for the association.", "number", 30, minimum=0.1
+    ),
+    "response_timeout": _field(
+        "Response timeout (s)", "Seconds without a byte, or without an answer.", "number", 60, minimum=0.1
+    ),
+}
+
 _WEB: dict[str, Any] = {
     "auth": _field(
         "Authentication",

@@ -38,7 +38,7 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": [
             {
                 "integration-name": "Qure.ai Platform API",
-                "python-modules": [f"qure_provider.hooks.{name}" for name in ("qure", "mllp", "fhir")],
+                "python-modules": [f"qure_provider.hooks.{name}" for name in ("qure", "dicom", "mllp", "fhir")],
             }
         ],
         "triggers": [
@@ -73,6 +73,17 @@ def get_provider_info() -> dict[str, Any]:
                     "placeholders": {"host": "ris.hospital.example", "port": "2575 (default)"},
                 },
                 "conn-fields": connection_forms.MLLP,
+            },
+            {
+                "connection-type": "dicom",
+                "hook-class-name": "qure_provider.hooks.dicom.DicomHook",
+                "hook-name": "DICOM (C-STORE)",
+                "ui-field-behaviour": {
+                    "hidden-fields": ["login", "schema", "extra"],
+                    "relabeling": {"password": "Client key passphrase"},
+                    "placeholders": {"host": "pacs.hospital.example", "port": "104"},
+                },
+                "conn-fields": connection_forms.DICOM,
             },
             {
                 "connection-type": "fhir",
