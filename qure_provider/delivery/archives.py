@@ -127,7 +127,9 @@ class ArchiveDestination:
 
 def _raise_unless_stored(statuses: Sequence[StoreStatus]) -> None:
     kinds = Counter(status.kind for status in statuses)
-    for kind, error in _ERRORS.items():
+    for kind, make in _ERRORS.items():
         if kinds[kind]:
             reasons = "; ".join(sorted({status.reason for status in statuses if status.kind is kind}))
-            raise error(f"{kinds[kind]} of {len(statuses)} objects: {kind.value} ({reasons})")
+            error = make(f"{kinds[kind]} of {len(statuses)} objects: {kind.value} ({reasons})")
+            error.may_have_arrived |= any(status.is_stored for status in statuses)
+            raise error

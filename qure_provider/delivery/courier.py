@@ -19,7 +19,6 @@ from qure_provider.delivery.destination import Arrival, Destination, HeldError, 
 from qure_provider.delivery.rules import Case, Rule, decide, destinations_of
 from qure_provider.hooks.media import Media
 from qure_provider.hooks.receiver import (
-    DeliveryInDoubtError,
     ReceiverError,
     ReceiverRefusedError,
     ReceiverSettingsError,
@@ -280,7 +279,7 @@ class Courier:
             return _Tried(DeliveryState.DEAD, str(error), got_through=True)
         except ReceiverError as error:
             log.warning("A delivery did not get through: destination=%s error=%s", row.destination, error)
-            state = deliveries.try_later(row, str(error), in_doubt=isinstance(error, DeliveryInDoubtError))
+            state = deliveries.try_later(row, str(error), in_doubt=error.may_have_arrived)
             return _Tried(state, str(error), got_through=False)
         except Exception as error:  # one parcel that cannot be made or sent must not hold up the others
             place = traceback.extract_tb(error.__traceback__)[-1]

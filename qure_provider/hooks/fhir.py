@@ -13,7 +13,12 @@ from airflow.sdk import BaseHook
 from qure_provider.dicom.model import Identity
 from qure_provider.hooks.fhir_connection import FhirConnection, FhirMode
 from qure_provider.hooks.fhir_server import FhirServer, Found, Placed, TransactionRefusedError, escaped
-from qure_provider.hooks.receiver import DeliveryInDoubtError, ReceiverRefusedError, ReceiverSettingsError
+from qure_provider.hooks.receiver import (
+    DeliveryInDoubtError,
+    ReceiverRefusedError,
+    ReceiverSettingsError,
+    ReceiverUnavailableError,
+)
 from qure_provider.hooks.web import WebSession, within_test_time
 from qure_provider.reports.fhir import (
     DEVICE_SYSTEM,
@@ -186,13 +191,18 @@ class FhirHook(BaseHook):
         Raises:
             PatientNotFoundError: Whose record it is, is not sure; nothing was sent.
             ReceiverRefusedError: The server refused it or has a newer revision, or it was withdrawn there.
-            ReceiverUnavailableError: Try again, whether or not it arrived.
+            ReceiverUnavailableError: Try again; ``may_have_arrived`` says whether it may be there.
             ReceiverSettingsError: A person has to mend something.
             DeliveryInDoubtError: The server said yes, but the report is not to be found there.
             ValueError: It cannot be written as FHIR.
             OSError: The PDF cannot be read.
         """
-        mode, placed = self._send(self.mode, self._message(self.mode, report))
+        message = self._message(self.mode, report)
+        try:
+            mode, placed = self._send(self.mode, message)
+        except ReceiverUnavailableError as error:
+            error.may_have_arrived = True
+            raise
         head = next((resource for resource in placed if resource.kind == _head_of(mode)), None)
         if head is None:
             receipt = self.find(report)

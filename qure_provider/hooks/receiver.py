@@ -4,7 +4,13 @@ from __future__ import annotations
 
 
 class ReceiverError(Exception):
-    """Anything that kept a result from its receiver. Only its four subclasses are raised."""
+    """Anything that kept a result from its receiver. Only its four subclasses are raised.
+
+    Attributes:
+        may_have_arrived: Whether the receiver may have it all the same, or a part of it.
+    """
+
+    may_have_arrived = False
 
 
 class ReceiverSettingsError(ReceiverError):
@@ -21,3 +27,5 @@ class ReceiverRefusedError(ReceiverError):
 
 class DeliveryInDoubtError(ReceiverError):
     """It was sent, but its receipt never came: whether it arrived must be asked, or it is sent again, recognisably."""
+
+    may_have_arrived = True

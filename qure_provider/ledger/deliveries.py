@@ -65,8 +65,8 @@ TROUBLED_STATES = (DeliveryState.HELD, DeliveryState.DEAD, DeliveryState.IN_DOUB
 """The states that somebody should know of."""
 _UNSENT = (DeliveryState.WAITING, DeliveryState.IN_DOUBT, DeliveryState.HELD, DeliveryState.DEAD)
 """The states that a newer revision, or a withdrawal, ends."""
-_REACHED = (DeliveryState.DELIVERED, DeliveryState.SENDING, DeliveryState.IN_DOUBT)
-"""The states in which the receiver may have it."""
+_REACHED = (DeliveryState.DELIVERED, DeliveryState.SENDING, DeliveryState.IN_DOUBT, DeliveryState.DEAD)
+"""The states in which the receiver may have it; of what was refused at last, an earlier try or a part."""
 
 
 class Event(StrEnum):

@@ -337,7 +337,7 @@ class TestTakingBack:
         ledger.deliveries.delivered(row, {})
         assert claim(ledger) == []
 
-    @pytest.mark.parametrize("state", ["waiting", "held", "dead"])
+    @pytest.mark.parametrize("state", ["waiting", "held"])
     def test_what_was_never_sent_never_goes_and_needs_no_withdrawal(self, ledger, state):
         owe(ledger, parcel())
         if state != "waiting":
@@ -346,9 +346,13 @@ class TestTakingBack:
         assert states(ledger) == [(1, "superseded")]
         assert claim(ledger, even_if_not_due=True) == []
 
-    def test_what_is_in_doubt_may_be_there_and_is_taken_back(self, ledger):
+    @pytest.mark.parametrize("end", ["in doubt", "dead"])
+    def test_what_is_in_doubt_or_was_refused_at_last_may_be_there_and_is_taken_back(self, ledger, end):
         owe(ledger, parcel())
-        ledger.deliveries.try_later(claim_one(ledger), "no answer", in_doubt=True)
+        if end == "dead":
+            ledger.deliveries.dead(claim_one(ledger), "refused")
+        else:
+            ledger.deliveries.try_later(claim_one(ledger), "no answer", in_doubt=True)
         self.withdraw(ledger)
         assert claim_one(ledger, even_if_not_due=True).kind is ParcelKind.WITHDRAWAL
 
