@@ -126,8 +126,7 @@ def test_a_connection_has_its_own_form(page, service):
 def add(airflow, conn_id, url, token, source):
     # Airflow 3.3.1 and 3.3.2 test no connection without a port.
     port = urlsplit(url).port or 80
-    body = {"connection_id": conn_id, "conn_type": "qure", "host": url, "port": port, "password": token}
-    airflow.api._call("POST", "connections", json={**body, "extra": f'{{"source": "{source}"}}'})
+    airflow.api.add_connection(conn_id, conn_type="qure", host=url, port=port, password=token, extra={"source": source})
 
 
 def say(page, conn_id):

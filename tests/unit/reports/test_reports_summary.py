@@ -163,3 +163,12 @@ def test_what_is_in_doubt_or_came_late_is_said():
 
     assert "in doubt may predate late images" in text
     assert "sending 2" in text
+
+
+@pytest.mark.parametrize(
+    ("meaning", "sent", "warns"), [("urgent", 0, True), ("urgent", 1, False), ("abnormal", 0, False)]
+)
+def test_urgent_results_that_nobody_was_told_of_stand_out(meaning, sent, warns):
+    page = summary(row(meaning=meaning), alerts={"sent": sent, "failed": 0}).to_html()
+
+    assert ("Nobody was alerted to the urgent results" in words(page)) is warns
