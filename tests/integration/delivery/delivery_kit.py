@@ -5,7 +5,7 @@ import json
 import shutil
 from types import SimpleNamespace
 
-from pipeline_kit import Hospital, Pager
+from pipeline_kit import Hospital, Pager, image
 from sqlalchemy import text
 from tenacity import wait_none
 
@@ -155,6 +155,11 @@ class Onward(Hospital):
     def history(self, study):
         with self.ledger() as ledger:
             return ledger.deliveries.events_of_study(study)
+
+
+def onto(study, patient_id):
+    """A SIMULATED image as an archive has it, of a study and a patient."""
+    return image(StudyInstanceUID=study, PatientID=patient_id, PatientName="", AccessionNumber="")
 
 
 def mllp_connection(receiver, **extra):
