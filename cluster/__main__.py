@@ -83,9 +83,9 @@ def _run(build: Path, options: argparse.Namespace) -> bool:
         progress.say(f"{len(cluster.services)} services are healthy after {started} s, their logs: {build / 'logs'}")
         work = Workplace.of(cluster, variables, progress)
         records = []
-        work.prepare(nights[0], processing_seconds=5)
+        work.prepare(nights[0])
         records.append(run_night(work, nights[0], timeout=options.timeout))
-        work.prepare(nights[1], processing_seconds=40)
+        work.prepare(nights[1])
         losses = Losses(work, nights[1])
         records.append(run_night(work, nights[1], timeout=options.timeout, meanwhile=losses.look))
         problems = [*(problem for record in records for problem in record.problems), *losses.problems]

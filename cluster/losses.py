@@ -16,6 +16,7 @@ from qure_provider.emulator.model import At, Kind, Stall
 from qure_provider.ledger.schema import acknowledged, resources
 
 _SEVERAL = 2
+_LONG, _SHORT = 40.0, 5.0  # seconds that a result takes
 
 
 class Losses:
@@ -23,7 +24,7 @@ class Losses:
 
     The emulator is told to never answer one of the requests by which a CT series is uploaded. Its worker is killed when
     all other uploads are through, so that nothing but this request is under way and every file has to arrive exactly
-    once. A triggerer is killed as soon as several tasks wait in it.
+    once. A triggerer is killed as soon as several tasks wait in it; results take long until then.
 
     Args:
         work: Where.
@@ -46,6 +47,7 @@ class Losses:
         self._at: dict[str, float] = {}
         fault = Stall(kind=Kind.UPLOAD, at=At.REQUEST, seconds=None, uid=self._series.uid, skip=1)
         work.service.control.inject(fault)
+        work.service.control.configure(processing_seconds=_LONG)
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -57,7 +59,7 @@ class Losses:
             if name not in self.recovery
         )
 
-    def look(self, _run_id: str, instances: Instances) -> None:
+    def look(self, instances: Instances) -> None:
         """Take away what is to be taken away now, and see who has taken over.
 
         Args:
@@ -105,6 +107,7 @@ class Losses:
         self._moved |= {wait for wait, triggerer in waits.items() if triggerer not in (0, self._lost_job)}
         if self._moved and self._lost_job not in waits.values():
             self._recovered(self._triggerer, f"{len(self._moved)} waits were seen to go on in the other")
+            self._work.service.control.configure(processing_seconds=_SHORT)
 
     def _kill(self, name: str, what: str) -> None:
         self._work.cluster.kill(name)

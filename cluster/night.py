@@ -64,15 +64,9 @@ class Workplace:
             progress=progress,
         )
 
-    def prepare(self, facts: ExportFacts, *, processing_seconds: float) -> None:
-        """Let the emulator begin afresh, with what it is to find in a night's images.
-
-        Args:
-            facts: The night's export.
-            processing_seconds: How long a result takes.
-        """
+    def prepare(self, facts: ExportFacts) -> None:
+        """Let the emulator begin afresh, with what it is to find in a night's images."""
         self.service.control.forget_everything()
-        self.service.control.configure(processing_seconds=processing_seconds)
         plan_findings(self.service, facts.resources)
 
     @property
@@ -96,6 +90,7 @@ class NightRecord:
         seconds: From its start to its end.
         tasks: Number of task instances.
         tries: How often one of them was begun.
+        places: Pool and queue to the number of tasks that took a slot of them.
         workers: Worker to the number of tasks that ended there.
         triggerers: Triggerer to the number of waits that were seen there.
         results: Number of results that there should be.
@@ -108,6 +103,7 @@ class NightRecord:
     seconds: float
     tasks: int
     tries: int
+    places: Mapping[str, int]
     workers: Mapping[str, int]
     triggerers: Mapping[str, int]
     results: int
@@ -131,7 +127,7 @@ def run_night(
     facts: ExportFacts,
     *,
     timeout: float,
-    meanwhile: Callable[[str, Instances], None] = lambda _run_id, _instances: None,
+    meanwhile: Callable[[Instances], None] = lambda _instances: None,
 ) -> NightRecord:
     """Run the nightly DAG for an export and wait for its end.
 
@@ -139,7 +135,7 @@ def run_night(
         work: Where.
         facts: What was exported.
         timeout: Seconds that it may take.
-        meanwhile: Called about every second with the run's id and its task instances.
+        meanwhile: Called about every second with the run's task instances.
 
     Returns:
         How it went.
@@ -157,7 +153,7 @@ def run_night(
         instances = work.api.task_instances(DAG_ID, run_id)
         seen.look(instances)
         work.progress.show(instances)
-        meanwhile(run_id, instances)
+        meanwhile(instances)
         if state in ("success", "failed") or time.monotonic() - began > timeout:
             break
         time.sleep(1)
@@ -168,12 +164,17 @@ def run_night(
         seconds=round(time.monotonic() - began, 1),
         tasks=len(instances),
         tries=sum(instance["try_number"] for instance in instances),
-        workers=dict(sorted(Counter(instance["hostname"] for instance in instances if instance["hostname"]).items())),
+        places=_counted(f"{instance['pool']}/{instance['queue']}" for instance in instances),
+        workers=_counted(instance["hostname"] for instance in instances if instance["hostname"]),
         triggerers={triggerers[key]: len(waits) for key, waits in sorted(seen.waits.items())},
         results=len(facts.resources),
         requests={kind.value: work.service.control.count(kind) for kind in Kind},
         problems=tuple(_problems(work, facts, state)),
     )
+
+
+def _counted(names: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(names).items()))
 
 
 def _problems(work: Workplace, facts: ExportFacts, state: str) -> Iterator[str]:
@@ -235,8 +236,3 @@ def batch_label(store: Path, night: str, series_instance_uid: str) -> str:
         if series_instance_uid in text:
             return f"{json.loads(text)['batch']['route']}-{path.stem.removeprefix('batch-')}"
     return ""
-
-
-def running(instances: Iterable[Mapping[str, Any]], step: str) -> list[Mapping[str, Any]]:
-    """The tasks of a step that run."""
-    return [each for each in instances if each["task_id"].endswith(f".{step}") and each["state"] == "running"]

@@ -100,6 +100,14 @@ class TestSecretsAndDecisions:
         assert variables["POSTGRES_PASSWORD"] not in environment["AIRFLOW_CONN_QURE_LEDGER"]
 
 
+def test_the_sizing_guide_names_the_defaults_as_they_are():
+    guide = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"`([A-Z_]+)` \((\d+)\)", guide))
+    assert {"WORKER_CONCURRENCY", "UPLOAD_SLOTS", "COLLECT_SLOTS", "MAX_ACTIVE_TASKS"} == set(told)
+    assert told.items() <= dict(re.findall(r"\$\{(\w+):-([^}]*)\}", TEXT)).items()
+    assert int(told["UPLOAD_SLOTS"]) + int(told["COLLECT_SLOTS"]) <= 2 * int(told["WORKER_CONCURRENCY"])
+
+
 class TestThePartsFitEachOther:
     def test_every_queue_that_tasks_are_sent_to_has_two_workers(self, project):
         queues = {"default", *json.loads(project.services["scheduler"].environment["AIRFLOW__QURE__QUEUES"]).values()}
