@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import cycle
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 import pydicom
 from airflow.sdk import BaseHook
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_file_meta_info
 from pydicom.uid import (
     UID,
     BasicTextSRStorage,
@@ -44,11 +42,10 @@ from qure_provider.hooks.association import (
 from qure_provider.hooks.dicom_connection import DicomConnection
 from qure_provider.hooks.receiver import (
     ReceiverError,
-    ReceiverRefusedError,
     ReceiverSettingsError,
     ReceiverUnavailableError,
 )
-from qure_provider.hooks.storing import StoreKind, StoreStatus, meaning
+from qure_provider.hooks.storing import OutgoingObject, StoreKind, StoreStatus, error_name, meaning, one_patient
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +115,7 @@ class DicomHook(BaseHook):
             ReceiverUnavailableError: It cannot be reached, has no room now, or a file cannot be read. Nothing was sent.
             ReceiverRefusedError: A file is no DICOM object. Nothing was sent.
         """
-        objects = [_Outgoing.read(path) for path in paths]
+        objects = [OutgoingObject.read(path) for path in paths]
         sending = _Sending(self.connection, objects)
         for group in _grouped(objects):
             sending.send(group)
@@ -218,78 +215,33 @@ class DicomHook(BaseHook):
             raise ReceiverSettingsError("The archive does not answer questions (C-FIND) from us.") from None
 
 
-def one_patient(found: Iterable[Identity], study_instance_uid: str) -> Identity | None:
-    """Choose the study among an archive's answers.
-
-    Args:
-        found: What the archive answered.
-        study_instance_uid: What it was asked for.
-
-    Returns:
-        The study; None where it is not among them.
-
-    Raises:
-        ReceiverRefusedError: It is there under more than one patient ID.
-    """
-    studies = [identity for identity in found if identity.study_instance_uid == study_instance_uid]
-    if len({(identity.patient_id, identity.issuer_of_patient_id) for identity in studies}) > 1:
-        raise ReceiverRefusedError("The archive has this study under more than one patient ID.")
-    return studies[0] if studies else None
+def _context(outgoing: OutgoingObject) -> Context:
+    return outgoing.sop_class_uid, outgoing.transfer_syntax_uid
 
 
-@dataclass(frozen=True, slots=True)
-class _Outgoing:
-    """One object on its way out."""
-
-    path: Path = field(repr=False)
-    sop_class_uid: str
-    sop_instance_uid: str = field(repr=False)
-    transfer_syntax: UID
-
-    @classmethod
-    def read(cls, path: Path) -> _Outgoing:
-        try:
-            with quiet_pydicom():
-                meta = read_file_meta_info(path)
-                return cls(
-                    path,
-                    str(meta.MediaStorageSOPClassUID),
-                    str(meta.MediaStorageSOPInstanceUID),
-                    UID(meta.TransferSyntaxUID),
-                )
-        except OSError as error:
-            raise ReceiverUnavailableError(f"A file could not be read ({_name(error)}), so nothing was sent.") from None
-        except Exception:  # what pydicom raises on a broken file is not limited to its own errors
-            raise ReceiverRefusedError("A file is no DICOM object, so nothing was sent.") from None
-
-    @property
-    def context(self) -> Context:
-        return self.sop_class_uid, str(self.transfer_syntax)
-
-    @property
-    def plain_context(self) -> Context | None:
-        """What it could be sent as instead: Implicit VR Little Endian, unless its pixels would have to be altered."""
-        syntax = self.transfer_syntax
-        if syntax.is_compressed or not syntax.is_little_endian or syntax.is_private:
-            return None
-        return self.sop_class_uid, str(ImplicitVRLittleEndian)
-
-    @property
-    def contexts(self) -> list[Context]:
-        plain = self.plain_context
-        return [self.context] if plain in (None, self.context) else [self.context, plain]
+def _plain_context(outgoing: OutgoingObject) -> Context | None:
+    """What it could be sent as instead: Implicit VR Little Endian, unless its pixels would have to be altered."""
+    syntax = UID(outgoing.transfer_syntax_uid)
+    is_known = syntax.is_transfer_syntax and not syntax.is_private
+    if not is_known or syntax.is_compressed or not syntax.is_little_endian:
+        return None
+    return outgoing.sop_class_uid, str(ImplicitVRLittleEndian)
 
 
-def _grouped(objects: Sequence[_Outgoing]) -> Iterator[list[int]]:
+def _contexts(outgoing: OutgoingObject) -> list[Context]:
+    return list(dict.fromkeys(filter(None, (_context(outgoing), _plain_context(outgoing)))))
+
+
+def _grouped(objects: Sequence[OutgoingObject]) -> Iterator[list[int]]:
     """Indexes of objects that can go through one association."""
     group: list[int] = []
     contexts: set[Context] = set()
     for index, each in enumerate(objects):
-        if len(contexts.union(each.contexts)) > MAX_CONTEXTS:
+        if len(contexts.union(_contexts(each))) > MAX_CONTEXTS:
             yield group
             group, contexts = [], set()
         group.append(index)
-        contexts.update(each.contexts)
+        contexts.update(_contexts(each))
     if group:
         yield group
 
@@ -297,7 +249,7 @@ def _grouped(objects: Sequence[_Outgoing]) -> Iterator[list[int]]:
 class _Sending:
     """Objects on their way to one archive, and what became of each."""
 
-    def __init__(self, connection: DicomConnection, objects: Sequence[_Outgoing]) -> None:
+    def __init__(self, connection: DicomConnection, objects: Sequence[OutgoingObject]) -> None:
         self._connection = connection
         self._objects = objects
         self._statuses: dict[int, StoreStatus] = {}
@@ -306,7 +258,7 @@ class _Sending:
     def send(self, group: Sequence[int]) -> None:
         """Send some objects through associations that propose the same."""
         waiting = deque(group)
-        contexts = list(dict.fromkeys(context for index in group for context in self._objects[index].contexts))
+        contexts = list(dict.fromkeys(context for index in group for context in _contexts(self._objects[index])))
         workers = min(self._connection.parallel_associations, len(group))
         with ThreadPoolExecutor(workers, thread_name_prefix="dicom-store") as pool:
             for future in [pool.submit(self._work, waiting, contexts) for _ in range(workers)]:
@@ -354,9 +306,9 @@ class _Sending:
             except IndexError:
                 return
             outgoing = self._objects[index]
-            if outgoing.context in accepted:
+            if _context(outgoing) in accepted:
                 self._statuses[index] = _stored(association, outgoing, outgoing.path, message_id)
-            elif outgoing.plain_context in accepted:
+            elif _plain_context(outgoing) in accepted:
                 with quiet_pydicom():
                     self._statuses[index] = _stored(association, outgoing, pydicom.dcmread(outgoing.path), message_id)
             else:
@@ -371,7 +323,7 @@ class _Sending:
             self._statuses[index] = _not_taken(self._objects[index])
 
 
-def _stored(association: Any, outgoing: _Outgoing, content: Path | Dataset, message_id: int) -> StoreStatus:
+def _stored(association: Any, outgoing: OutgoingObject, content: Path | Dataset, message_id: int) -> StoreStatus:
     def status(kind: StoreKind, reason: str, answered: int | None = None) -> StoreStatus:
         return StoreStatus(outgoing.sop_instance_uid, kind, answered, reason)
 
@@ -380,7 +332,7 @@ def _stored(association: Any, outgoing: _Outgoing, content: Path | Dataset, mess
     except RuntimeError:  # the association ended between two objects
         return status(StoreKind.UNAVAILABLE, "the association was lost before it was sent")
     except OSError as error:
-        return status(StoreKind.UNAVAILABLE, f"its file could not be read ({_name(error)})")
+        return status(StoreKind.UNAVAILABLE, f"its file could not be read ({error_name(error)})")
     except AssociationLostError:
         answer = Dataset()
     if "Status" not in answer:
@@ -389,11 +341,7 @@ def _stored(association: Any, outgoing: _Outgoing, content: Path | Dataset, mess
     return status(kind, reason, answer.Status)
 
 
-def _name(error: OSError) -> str:
-    return errno.errorcode.get(error.errno or 0, type(error).__name__)
-
-
-def _not_taken(outgoing: _Outgoing) -> StoreStatus:
+def _not_taken(outgoing: OutgoingObject) -> StoreStatus:
     reason = "the archive does not take this kind of object in this transfer syntax"
     return StoreStatus(outgoing.sop_instance_uid, StoreKind.REFUSED, None, reason)
 

@@ -1,4 +1,4 @@
-"""The body of an upload: the files of one request as a stream of known length."""
+"""The body of an upload or of a STOW-RS request: its files as a stream of known length."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ CLOSING_SIZE = _BOUNDARY_LENGTH + 6
 """Bytes of a request that belong to no file."""
 
 
-class MultipartBody:
-    """A request body of both dialects, with its exact length and in blocks of 1 MiB.
+class PartsBody:
+    """A multipart body, with its exact length and in blocks of 1 MiB.
 
     Files are read one after the other, one open at a time, small ones put together into one block. toolbelt's
     ``MultipartEncoder`` serves the same purpose, but holds every file of the request open and is about half as fast.
@@ -88,22 +88,25 @@ class MultipartBody:
     It can be gone through again, from the start.
 
     Args:
-        files: In the order of their form keys.
-        dialect: How they are wrapped. Both wrap the same parts, as the vendor's samples do.
+        files: In their order.
+        content_type: Of the body, with ``{}`` for the boundary.
+        part_headers: Gives the header lines of a file's part, by its place.
         before_block: Called before each block is handed out; what it raises breaks the body off.
     """
 
     def __init__(
         self,
         files: Sequence[OutgoingFile],
-        dialect: UploadDialect,
+        content_type: str,
+        part_headers: Callable[[int], str],
         before_block: Callable[[], None] = lambda: None,
     ) -> None:
         self._files = files
+        self._part_headers = part_headers
         self._before_block = before_block
         self._boundary = uuid.uuid4().hex
-        self.content_type = _CONTENT_TYPES[dialect].format(self._boundary)
-        self._length = sum(len(_part_header(self._boundary, index)) for index in range(len(files)))
+        self.content_type = content_type.format(self._boundary)
+        self._length = sum(len(self._beginning(index)) for index in range(len(files)))
         self._length += sum(file.size + len(_END_OF_PART) for file in files) + len(self._closing)
         self.sent = 0
         """Bytes handed out so far."""
@@ -140,28 +143,52 @@ class MultipartBody:
     def _readers(self) -> Iterator[Callable[[memoryview], int]]:
         end = b""
         for index, file in enumerate(self._files):
-            yield io.BytesIO(end + _part_header(self._boundary, index) + file.header).readinto
+            yield io.BytesIO(end + self._beginning(index) + file.header).readinto
             with _opened(file) as source:
                 yield _Measured(file, source).readinto
             end = _END_OF_PART
         yield io.BytesIO(end + self._closing).readinto
+
+    def _beginning(self, index: int) -> bytes:
+        return _beginning(self._boundary, self._part_headers(index))
 
     @property
     def _closing(self) -> bytes:
         return f"--{self._boundary}--\r\n".encode()
 
 
-def _part_header(boundary: str, index: int) -> bytes:
+class MultipartBody(PartsBody):
+    """The body of an upload, in both of the service's dialects.
+
+    Args:
+        files: In the order of their form keys.
+        dialect: How they are wrapped. Both wrap the same parts, as the vendor's samples do.
+        before_block: Called before each block is handed out; what it raises breaks the body off.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[OutgoingFile],
+        dialect: UploadDialect,
+        before_block: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(files, _CONTENT_TYPES[dialect], _form_headers, before_block)
+
+
+def _beginning(boundary: str, headers: str) -> bytes:
+    return f"--{boundary}\r\n{headers}\r\n".encode()
+
+
+def _form_headers(index: int) -> str:
     return (
-        f"--{boundary}\r\n"
         f'Content-Disposition: form-data; name="{form_key(index)}"; filename="{file_name(index)}"\r\n'
-        "Content-Type: application/dicom\r\n\r\n"
-    ).encode()
+        "Content-Type: application/dicom\r\n"
+    )
 
 
 @cache
 def _largest_framing() -> int:
-    return len(_part_header("-" * _BOUNDARY_LENGTH, _LARGEST_INDEX)) + len(_END_OF_PART)
+    return len(_beginning("-" * _BOUNDARY_LENGTH, _form_headers(_LARGEST_INDEX))) + len(_END_OF_PART)
 
 
 def _opened(file: OutgoingFile) -> Any:

@@ -1,9 +1,64 @@
-"""What an archive says of each object that it was sent, over DIMSE and over DICOMweb alike."""
+"""What is sent to an archive and what it says of it, over DIMSE and over DICOMweb alike."""
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
+
+from pydicom.filereader import read_file_meta_info
+
+from qure_provider.dicom.model import Identity
+from qure_provider.dicom.quiet import quiet_pydicom
+from qure_provider.hooks.receiver import ReceiverRefusedError, ReceiverUnavailableError
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingObject:
+    """One object on its way out, as its file header names it.
+
+    Attributes:
+        path: Where it lies.
+        sop_class_uid: MediaStorageSOPClassUID.
+        sop_instance_uid: MediaStorageSOPInstanceUID.
+        transfer_syntax_uid: TransferSyntaxUID.
+    """
+
+    path: Path = field(repr=False)
+    sop_class_uid: str
+    sop_instance_uid: str = field(repr=False)
+    transfer_syntax_uid: str
+
+    @classmethod
+    def read(cls, path: Path) -> OutgoingObject:
+        """Read a file's header.
+
+        Args:
+            path: A DICOM file.
+
+        Returns:
+            The object.
+
+        Raises:
+            ReceiverUnavailableError: It cannot be read now.
+            ReceiverRefusedError: It is no DICOM object.
+        """
+        try:
+            with quiet_pydicom():
+                meta = read_file_meta_info(path)
+                return cls(
+                    path,
+                    str(meta.MediaStorageSOPClassUID),
+                    str(meta.MediaStorageSOPInstanceUID),
+                    str(meta.TransferSyntaxUID),
+                )
+        except OSError as error:
+            problem = f"A file could not be read ({error_name(error)}), so nothing was sent."
+            raise ReceiverUnavailableError(problem) from None
+        except Exception:  # what pydicom raises on a broken file is not limited to its own errors
+            raise ReceiverRefusedError("A file is no DICOM object, so nothing was sent.") from None
 
 
 class StoreKind(StrEnum):
@@ -79,3 +134,27 @@ def meaning(status: int) -> tuple[StoreKind, str]:
         if first <= status <= last:
             return kind, f"{words} ({status:04X})" if words else ""
     return StoreKind.IN_DOUBT, f"a status that the standard does not know ({status:04X})"
+
+
+def one_patient(found: Iterable[Identity], study_instance_uid: str) -> Identity | None:
+    """Choose the study among an archive's answers.
+
+    Args:
+        found: What the archive answered.
+        study_instance_uid: What it was asked for.
+
+    Returns:
+        The study; None where it is not among them.
+
+    Raises:
+        ReceiverRefusedError: It is there under more than one patient ID.
+    """
+    studies = [identity for identity in found if identity.study_instance_uid == study_instance_uid]
+    if len({(identity.patient_id, identity.issuer_of_patient_id) for identity in studies}) > 1:
+        raise ReceiverRefusedError("The archive has this study under more than one patient ID.")
+    return studies[0] if studies else None
+
+
+def error_name(error: OSError) -> str:
+    """Name what the system said, without the file's name."""
+    return errno.errorcode.get(error.errno or 0, type(error).__name__)

@@ -1,13 +1,13 @@
 import contextlib
 import json
 import logging
-import resource
 import socket
 import ssl
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import pydicom
@@ -443,15 +443,16 @@ with DicomArchive() as archive:
     )
     try:
         hook = hook_to(int(process.stdout.readline()), response_timeout=20)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        tracemalloc.start()
         (status,) = hook.store([tmp_path / "large"])
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        peak = tracemalloc.get_traced_memory()[1]
     finally:
+        tracemalloc.stop()
         process.stdin.close()
         process.wait(10)
 
     assert status.status == 0xA900
-    assert grown < 30 * 1024
+    assert peak < 20_000_000
 
 
 class TestTls:
