@@ -123,7 +123,8 @@ _CONFIG_OPTIONS: dict[str, Any] = {
         "Whether studies are sent as exported ('identified'). There is no default: unset, nothing is sent.", ""
     ),
     "store_root": _option(
-        "Where results are kept: a folder, or a URL that ObjectStoragePath understands. Empty: 'qure' beside the DAGs.",
+        "Where results are kept: a folder, or a URL that ObjectStoragePath understands. Workers write it, the API server "
+        "reads it to show the nights. Empty: 'qure' beside the DAGs.",
         "",
         example="/var/lib/qure",
     ),
