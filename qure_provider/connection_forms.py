@@ -221,6 +221,16 @@ _WEB: dict[str, Any] = {
     ),
 }
 
+DICOMWEB: dict[str, Any] = {
+    "ask_first": _field(
+        "Ask first", "Send only if the archive has the study, for the same patient, now (QIDO-RS).", "boolean", False
+    ),
+    "prove": _field(
+        "Prove", "Ask afterwards whether every object is there (QIDO-RS), not only its status.", "boolean", False
+    ),
+    **_WEB,
+}
+
 FHIR: dict[str, Any] = {
     "patient_identifier_system": _field(
         "Patient identifier system", "System of the hospital's patient IDs in Patient records, such as urn:oid:1.2.3."

@@ -38,7 +38,9 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": [
             {
                 "integration-name": "Qure.ai Platform API",
-                "python-modules": [f"qure_provider.hooks.{name}" for name in ("qure", "dicom", "mllp", "fhir")],
+                "python-modules": [
+                    f"qure_provider.hooks.{name}" for name in ("qure", "dicom", "dicomweb", "mllp", "fhir")
+                ],
             }
         ],
         "triggers": [
@@ -86,6 +88,21 @@ def get_provider_info() -> dict[str, Any]:
                 "conn-fields": connection_forms.DICOM,
             },
             {
+                "connection-type": "dicomweb",
+                "hook-class-name": "qure_provider.hooks.dicomweb.DicomWebHook",
+                "hook-name": "DICOMweb (STOW-RS)",
+                "ui-field-behaviour": {
+                    "hidden-fields": ["schema", "port", "extra"],
+                    "relabeling": {
+                        "host": "Base URL",
+                        "login": "User or client id",
+                        "password": "Password, token or client secret",
+                    },
+                    "placeholders": {"host": "https://pacs.hospital.example/dicom-web"},
+                },
+                "conn-fields": connection_forms.DICOMWEB,
+            },
+            {
                 "connection-type": "fhir",
                 "hook-class-name": "qure_provider.hooks.fhir.FhirHook",
                 "hook-name": "FHIR R4",
@@ -123,8 +140,8 @@ _CONFIG_OPTIONS: dict[str, Any] = {
         "Whether studies are sent as exported ('identified'). There is no default: unset, nothing is sent.", ""
     ),
     "store_root": _option(
-        "Where results are kept: a folder, or a URL that ObjectStoragePath understands. Workers write it, the API server "
-        "reads it to show the nights. Empty: 'qure' beside the DAGs.",
+        "Where results are kept: a folder, or a URL that ObjectStoragePath understands. Workers write it; the API "
+        "server reads it to show the nights. Empty: 'qure' beside the DAGs.",
         "",
         example="/var/lib/qure",
     ),
