@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
 from datetime import time as clock
 from pathlib import Path
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from rich.console import Console
@@ -166,7 +167,12 @@ def _run(layout: Layout, processes: Processes, options: argparse.Namespace) -> b
     airflow.wait_ready(dag_ids=[DAG_ID])
     progress.say(f"Airflow is ready: {airflow.url}, user {USER}, password {airflow.password}")
     airflow.api.add_connection(
-        CONNECTION, conn_type="qure", host=service.url, password=service.token, extra={"source": service.source}
+        CONNECTION,
+        conn_type="qure",
+        host=service.url,
+        port=urlsplit(service.url).port,
+        password=service.token,
+        extra={"source": service.source},
     )
     for conn_id, connection in hospital.connections.items():
         airflow.api.add_connection(conn_id, **connection)
