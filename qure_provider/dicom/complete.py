@@ -29,8 +29,16 @@ UNVERIFIED_MARK = "AI unverified"
 
 _MINTED = uuid.UUID("d2a3f0f5-5c0e-5d0b-8f3c-0a6f4b0c7b61")
 _LO_LENGTH = 64
-_LIMITS = {"AccessionNumber": 16, "StudyID": 16, "PatientID": 64, "StudyDescription": 64}
-"""Characters that the VR allows (PS3.5, 6.2)."""
+_LIMITS = {
+    "AccessionNumber": 16,
+    "StudyID": 16,
+    "PatientID": 64,
+    "IssuerOfPatientID": 64,
+    "StudyDescription": 64,
+    "PatientName": 64,
+    "ReferringPhysicianName": 64,
+}
+"""Characters that the VR allows, of a name in each of its groups (PS3.5, 6.2)."""
 _OPTIONAL = frozenset({"IssuerOfPatientID", "StudyDescription"})
 """Of what is completed, the attributes that may be left out altogether; all others must at least be there empty."""
 _RESULT_UIDS = frozenset({0x00080018, 0x0020000E, 0x00081155})
@@ -244,7 +252,8 @@ class _Completion:
             self._set(keyword, value, Why.WRITTEN_OTHERWISE)
         elif keyword not in self.dataset and keyword not in _OPTIONAL:
             self._set(keyword, "", Why.EMPTY)
-        if value and len(value) > _LIMITS.get(keyword, len(value)):
+        groups = value.split("=") if keyword.endswith("Name") else [value]
+        if keyword in _LIMITS and max(map(len, groups)) > _LIMITS[keyword]:
             self._note(keyword, Why.TOO_LONG)
 
     def mint(self, study_instance_uid: str, sent: Collection[str]) -> None:

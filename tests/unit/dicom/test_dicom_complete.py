@@ -106,12 +106,30 @@ def test_what_only_the_service_says_of_the_study_stays(completed):
     assert "StudyDescription" not in noted
 
 
-def test_an_accession_number_that_is_too_long_is_kept_exactly_and_noted(completed, qct):
-    identity = replace(qct.identity, accession_number="SIMULATED-0123456789-0123456789")
-    made, noted = completed("sc", identity, AccessionNumber=None)
+@pytest.mark.parametrize(
+    ("field", "keyword", "value"),
+    [
+        ("accession_number", "AccessionNumber", "SIMULATED-0123456789-0123456789"),
+        ("patient_id", "PatientID", "SIMULATED-" * 7),
+        ("issuer_of_patient_id", "IssuerOfPatientID", "SIMULATED-" * 7),
+        ("patient_name", "PatientName", "SIMULATED^" * 6 + "PATIENT=SIMULATED"),
+    ],
+)
+def test_what_is_too_long_in_the_source_is_kept_exactly_and_noted(completed, qct, tmp_path, field, keyword, value):
+    identity = replace(qct.identity, **{field: value})
+    made, noted = completed("sc", identity, **{keyword: None})
 
-    assert made.AccessionNumber == identity.accession_number
-    assert noted["AccessionNumber"] is Why.TOO_LONG
+    assert str(made[keyword].value) == value
+    assert noted[keyword] is Why.TOO_LONG
+    again = complete_object(tmp_path / "completed", tmp_path / "again", identity, qct.facts, qct.sent)
+    assert [(change.keyword, change.why) for change in again.changes] == [(keyword, Why.TOO_LONG)]
+
+
+def test_a_name_of_several_groups_may_be_long_altogether(completed, qct):
+    name = "=".join(["SIMULATED^PATIENT^OF^A^LENGTH"] * 3)
+    _, noted = completed("sc", replace(qct.identity, patient_name=name), PatientName=None)
+
+    assert noted["PatientName"] is Why.ABSENT
 
 
 @pytest.mark.parametrize("kind", KINDS)
