@@ -92,7 +92,7 @@ def nights(tmp_path_factory):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=240,
+            timeout=600,
         )
         assert done.returncode == 0, done.stdout[-5000:]
         records = emulator.control.requests()

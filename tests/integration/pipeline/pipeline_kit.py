@@ -300,7 +300,7 @@ def fire(trigger):
 
 
 async def _first(trigger):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         async for event in trigger.run():
             return json.loads(json.dumps(event.payload))
     raise AssertionError("The trigger ended without an event.")

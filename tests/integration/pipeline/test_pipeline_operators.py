@@ -220,7 +220,7 @@ class TestFetch:
             hospital.control.inject(MissingFiles(kinds=(("sc_thumbnail", "report_pdf")[number % 2],)))
         begun = time.monotonic()
         assert self.fetch(hospital, folder, film)[film]["files"] == 1
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < 60
         hospital.control.clear_faults()
 
     def test_one_that_is_not_ready_fails_after_the_others_were_fetched(self, hospital, folder, film):

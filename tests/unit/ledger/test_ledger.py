@@ -346,7 +346,7 @@ ROUNDS = 10
 
 def work(url, number, gate, failures):
     try:
-        gate.wait(30)
+        gate.wait(120)
         with Ledger.open(url, create=True) as ledger:
             run = begin(ledger, f"r{number}")
             shared, own = plan(ledger, run, series(1), series(100 + number))
@@ -372,7 +372,7 @@ def test_processes_that_write_at_once_wait_for_each_other_and_lose_nothing(url):
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(200)
     problems = []
     while not failures.empty():
         problems.append(failures.get())
