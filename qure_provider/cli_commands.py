@@ -17,11 +17,12 @@ from typing import Any
 import pendulum
 
 from qure_provider import settings
+from qure_provider.delivery.assemble import ready_result
 from qure_provider.delivery.courier import Courier
+from qure_provider.delivery.destination import HeldError
 from qure_provider.ledger.database import LedgerError
 from qure_provider.ledger.deliveries import DeliveryRow
 from qure_provider.ledger.ledger import Ledger, ResourceRow
-from qure_provider.reports.result import Result
 from qure_provider.store import Store, ledger_url
 
 DELIVER_SECONDS = 300.0
@@ -96,11 +97,16 @@ def withdraw(args: Namespace) -> None:
             row
             for row in ledger.deliveries.not_withdrawn(since=since, study_instance_uid=args.study)
             if args.product.casefold() in {"", row.product.casefold()}
-            and (not args.model or args.model in _models(store, ledger, row))
         ]
+        unreadable: list[DeliveryRow] = []
+        if args.model:
+            models = [(row, _models(store, ledger, row)) for row in found]
+            found = [row for row, of_row in models if of_row and args.model in of_row]
+            unreadable = [row for row, of_row in models if of_row is None]
         shown = [_shown(row) for row in found]
+        left_out = {"model_not_known": [_shown(row) for row in unreadable]} if unreadable else {}
         if not args.yes:
-            _print({"would_withdraw": shown, "note": "nothing was done: add --yes"})
+            _print({"would_withdraw": shown, **left_out, "note": "nothing was done: add --yes"})
             return
         ledger.deliveries.withdraw(found, by=args.by, why=args.why)
         destinations = sorted({row.destination for row in found})
@@ -109,6 +115,7 @@ def withdraw(args: Namespace) -> None:
         _print(
             {
                 "withdrawn": shown,
+                **left_out,
                 "troubles": [
                     {**_shown(item.delivery), "state": item.state, "reason": item.reason} for item in troubles
                 ],
@@ -127,9 +134,15 @@ def _open(args: Namespace) -> Iterator[tuple[Store, Ledger]]:
         raise SystemExit(str(error)) from None
 
 
-def _models(store: Store, ledger: Ledger, delivery: DeliveryRow) -> set[str]:
+def _models(store: Store, ledger: Ledger, delivery: DeliveryRow) -> set[str] | None:
+    """Return which models made a delivery's results; None where the stored results cannot be read."""
     rows = ledger.rows_by_id(delivery.resource_ids)
-    results = [Result.from_json(store.read_json(f"{row.store_path}/result.json")) for row in rows if row.store_path]
+    try:
+        results = [ready_result(store, row) for row in rows]
+    except (HeldError, OSError, ValueError):
+        return None
+    if not rows:
+        return None
     return {result.model_version for result in results if result.model_version}
 
 

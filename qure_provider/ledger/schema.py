@@ -100,8 +100,10 @@ resources = Table(
     UniqueConstraint("uid", "revision"),
     Index(None, "study_id"),
     Index(None, "outcome"),
+    sqlite_autoincrement=True,
 )
-"""An X-ray image or a CT series as it was sent; one that gained images since is a new revision."""
+"""An X-ray image or a CT series as it was sent; one that gained images since is a new revision. No key is given twice,
+so that what was once delivered is never taken for the result of another image."""
 
 acknowledged = Table(
     "acknowledged",

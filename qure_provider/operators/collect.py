@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
 PARALLEL = 4
 UNCHANGED = "may predate late images: the result is the very one that the images had before they changed"
-DELIVER_SECONDS = 120.0
-"""How long one wake delivers at most; the rest goes at the next one, at the run's end, or by qure_redeliver."""
+DELIVER_SECONDS = 600.0
+"""How long a batch, and the run, delivers at most at its end; the rest goes by qure_redeliver."""
+BETWEEN_SECONDS = 10.0
+"""How long it delivers while results are waited for: nobody looks for urgent ones meanwhile."""
 _T = TypeVar("_T")
 
 
@@ -133,8 +135,14 @@ class QureCollectBatchOperator(QureOperator):
             if is_deadline or time.time() >= work.run.deadline:
                 _end_waiting(work, [row for row in left if row.id not in failed])
                 left = []
-            self._deliver(context, work, {row.id for row in rows})
             waiting = [row for row in left if row.id not in failed]
+            touched = {row.id for row in rows}
+            self._deliver(
+                context,
+                work,
+                [row for row in work.rows() if is_begun_anew or row.id in touched],
+                seconds=BETWEEN_SECONDS if waiting else DELIVER_SECONDS,
+            )
             self.log.info("Collected: asked=%d failed=%d waiting=%d", len(rows), len(failed), len(waiting))
             deadline = work.run.deadline
         if waiting:
@@ -209,7 +217,7 @@ class QureCollectBatchOperator(QureOperator):
             for channel, error in asyncio.run(send_to_all(waiting, alert_about(answer, facts))).items():
                 work.ledger.record_alert(row.id, channel, error=error)
 
-    def _deliver(self, context: Context, work: BatchWork, touched: set[int]) -> None:
+    def _deliver(self, context: Context, work: BatchWork, rows: Sequence[ResourceRow], *, seconds: float) -> None:
         """Take what was fetched onward. What cannot be delivered now is owed, and does not hold the batch."""
         if not self.rules or show_only_of(self.show_only) is not ShowOnly.NO:
             return
@@ -217,10 +225,9 @@ class QureCollectBatchOperator(QureOperator):
         from qure_provider.delivery.rules import destinations_of
 
         courier = Courier(work.store, work.ledger, work.owner, self._paging())
-        rows = [row for row in work.rows() if row.id in touched]
         for problem in courier.enqueue(work.run.id, rows, self.rules):
             self.log.error("%s", problem)
-        courier.deliver(destinations_of(self.rules), run_id=work.run.id, seconds=DELIVER_SECONDS)
+        courier.deliver(destinations_of(self.rules), run_id=work.run.id, seconds=seconds)
         tell_of_troubles(work.ledger, self.notifiers, run_facts(context), run_id=work.run.id)
 
     def _paging(self) -> Paging:

@@ -136,6 +136,15 @@ class TestForgetting:
         assert {row["state"] for row in night.table("deliveries")} == {"held"}
         assert len(ris.messages) == 2
 
+    def test_no_newer_image_gets_the_key_of_one_that_was_forgotten(self, night, qure):
+        newest = max(row["id"] for row in night.table("resources"))
+        self.finish(night)
+        qure("prune", "--older-than-days", 90)
+        night.xray("another")
+        night.new_run("scheduled__2")
+        night.plan()
+        assert min(row["id"] for row in night.table("resources")) > newest
+
     def test_a_day_is_the_least(self, qure):
         with pytest.raises(SystemExit, match="1 or more"):
             qure("prune", "--older-than-days", 0)
@@ -190,6 +199,13 @@ class TestTakingBack:
         assert withdraw(qure, "--model", "another")["withdrawn"] == []
         (row,) = withdraw(qure, "--model", "Latest")["withdrawn"]
         assert row["product"] == "qer"
+
+    def test_results_whose_model_cannot_be_looked_up_are_named_and_hold_up_nothing(self, night, qure, ris):
+        night.onward("ris")
+        (night.root / night.rows()[night.lateral].store_path / "result.json").unlink()
+        shown = withdraw(qure, "--model", "Latest")
+        assert [row["product"] for row in shown["withdrawn"]] == ["qer"]
+        assert [row["product"] for row in shown["model_not_known"]] == ["qxr"]
 
     def test_by_date(self, night, qure, ris):
         night.onward("ris")

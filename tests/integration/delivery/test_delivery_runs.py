@@ -4,12 +4,13 @@ import runpy
 from pathlib import Path
 
 import pytest
+from airflow.sdk.exceptions import TaskDeferred
 from delivery_kit import mllp_connection
 from pipeline_kit import Pager
 from support import hl7_receiver as receivers
 
 from qure_provider.hooks.mllp import MllpHook
-from qure_provider.operators.collect import QureCollectBatchOperator
+from qure_provider.operators.collect import BETWEEN_SECONDS, DELIVER_SECONDS, QureCollectBatchOperator
 from qure_provider.operators.redeliver import QureRedeliverOperator
 from qure_provider.operators.summarize import NightUnresolvedError, QureSummarizeOperator
 
@@ -51,6 +52,32 @@ class TestANight:
         first, second = ris.messages
         assert first["OBR"][3] == second["OBR"][3]
         assert len([line for line in second.all("OBX") if line[3].startswith("AI-IMAGE")]) == 2
+
+    def test_what_a_worker_fetched_before_it_died_goes_with_the_next_try_and_not_only_at_the_end(self, hospital, ris):
+        films = hospital.xray(images=2)
+        hospital.control.plan(films[1].SOPInstanceUID, outcome="stuck")
+        (batch,) = hospital.plan()
+        hospital.upload(batch)
+        hospital.sql("UPDATE runs SET deadline = 9e9")
+        collect = hospital.collector(batch)  # without destinations, as if it had died before them
+        with pytest.raises(TaskDeferred):
+            collect.execute(hospital.context())
+        hospital.sql("UPDATE resources SET settled_at = 1 WHERE uid = :uid", uid=films[0].SOPInstanceUID)
+        with pytest.raises(TaskDeferred):
+            hospital.collector(batch, deliver_to=[hospital.to_folder]).execute(hospital.context())
+        assert hospital.states() == {"delivered": 1}
+
+    def test_while_results_are_waited_for_it_delivers_for_seconds_only(self, hospital, ris, monkeypatch):
+        given = []
+        monkeypatch.setattr(
+            "qure_provider.delivery.courier.Courier.deliver",
+            lambda self, destinations, *, run_id, seconds: given.append(seconds),
+        )
+        films = hospital.xray(images=2)
+        hospital.control.plan(films[1].SOPInstanceUID, processing_seconds=1)
+        hospital.process(hospital.plan(), deliver_to=["ris"])
+        assert given[0] == BETWEEN_SECONDS <= 10
+        assert given[-1] == DELIVER_SECONDS
 
     def test_the_last_task_sends_what_a_dead_worker_left(self, hospital, ris):
         hospital.xray()

@@ -153,6 +153,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["study_id"], ["studies.id"], name=op.f("fk_resources_study_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_resources")),
         sa.UniqueConstraint("uid", "revision", name=op.f("uq_resources_uid_revision")),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("resources", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_resources_outcome"), ["outcome"], unique=False)
