@@ -24,6 +24,8 @@ MAX_CONTEXTS = 128
 _WAITING_PDUS = 16
 _DATA_TRANSFER = "Sta6"
 """The state in which data is exchanged (PS3.8, 9.2.1)."""
+_SEND_BUFFER = 256 * 1024
+"""Bytes that wait in the system: over a slow line they must be through before the answer's time is over."""
 _MAX_SENT_PDU = 128 * 1024
 _USER, _ACSE, _PRESENTATION = 1, 2, 3
 _PERMANENT = 1
@@ -106,6 +108,7 @@ def _open(connection: DicomConnection, contexts: Sequence[Context]) -> Any:
         stream.settimeout(connection.response_timeout)
         # A request goes out as two small packets; held back until the first is acknowledged, each object took 90 ms.
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         is_connected.set()
 
     try:

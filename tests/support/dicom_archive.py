@@ -4,6 +4,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -122,10 +123,10 @@ def match(*studies):
 
 
 class Relay:
-    """Stands between us and a port, and stops reading after so many bytes."""
+    """Stands between us and a port, reads slowly, and stops reading after so many bytes."""
 
-    def __init__(self, port, limit):
-        self._target, self._limit = port, limit
+    def __init__(self, port, limit=2**62, pause=0):
+        self._target, self._limit, self._pause = port, limit, pause
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._ends = threading.Event()
@@ -144,16 +145,17 @@ class Relay:
                 near, _ = self._listener.accept()
             except OSError:
                 return
-            near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
             far = socket.create_connection(("127.0.0.1", self._target))
-            threading.Thread(target=self._pump, args=(near, far, self._limit), daemon=True).start()
-            threading.Thread(target=self._pump, args=(far, near, 2**62), daemon=True).start()
+            threading.Thread(target=self._pump, args=(near, far, self._limit, self._pause), daemon=True).start()
+            threading.Thread(target=self._pump, args=(far, near), daemon=True).start()
 
-    def _pump(self, source, sink, limit):
+    def _pump(self, source, sink, limit=2**62, pause=0):
         try:
-            while limit > 0 and (content := source.recv(min(limit, 65536))):
+            while limit > 0 and (content := source.recv(min(limit, 16 * 1024))):
                 sink.sendall(content)
                 limit -= len(content)
+                time.sleep(pause)
             if limit <= 0:
                 self._ends.wait(30)
         except OSError:

@@ -287,6 +287,18 @@ class TestLostAssociations:
         assert time.monotonic() - began < 4
         assert nothing_left_behind()
 
+    def test_a_slow_line_has_the_time_that_it_needs(self, hook_to, archive, tmp_path, qct):
+        dataset = pydicom.dcmread(qct.one("sc"))
+        dataset.Rows = dataset.Columns = 1024
+        dataset.PixelData = bytes(1024 * 1024 * 3)
+        dataset.save_as(tmp_path / "large")
+        with Relay(archive.port, pause=0.02) as relay:
+            began = time.monotonic()
+            (status,) = hook_to(relay.port, response_timeout=2).store([tmp_path / "large"])
+
+        assert status.is_stored
+        assert time.monotonic() - began > 3
+
     def test_an_archive_that_goes_away_gets_the_rest_later(self, hook_to, copies):
         paths = copies(4)
         with DicomArchive() as archive:
