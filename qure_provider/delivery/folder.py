@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from qure_provider.delivery.destination import Arrival, ObjectsParcel, Receipt
-from qure_provider.hooks.receiver import ReceiverUnavailableError
+from qure_provider.hooks.receiver import ReceiverSettingsError, ReceiverUnavailableError
 from qure_provider.ledger.deliveries import ParcelKind
 from qure_provider.store import Store
 
@@ -17,14 +17,27 @@ class FolderDestination:
 
     Args:
         name: Its URL: ``file:///mnt/results``, or any that ``ObjectStoragePath`` understands.
+
+    Raises:
+        ReceiverSettingsError: If it is no such URL, or what it takes to use it is not installed.
     """
 
     takes = ParcelKind.OBJECTS
     only_dicom = False
 
     def __init__(self, name: str) -> None:
-        self._store = Store(name)
-        self.is_loopback = isinstance(self._store.root, Path)
+        try:
+            self._store = Store(name)
+            root = self._store.root
+            is_usable = root.is_absolute() if isinstance(root, Path) else root.fs is not None
+        except (ImportError, ValueError):
+            is_usable = False
+        if not is_usable:
+            raise ReceiverSettingsError(
+                "It is no folder that can be used here: file:// takes an absolute path, and object storage needs its "
+                "Airflow provider on every worker, such as airflow-provider-qure[s3]."
+            )
+        self.is_loopback = isinstance(root, Path)
 
     def send(self, parcel: ObjectsParcel) -> Receipt:
         """Copy the files, or note beside them that they are withdrawn."""
