@@ -6,13 +6,13 @@ image's kind is known for it, and a face that could be rebuilt from a head CT is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, TypeVar
 
 from qure_provider.dicom.header import EXPLICIT, Element, Encoding, FileHeader, read_file_header
-from qure_provider.dicom.identifying import LOOKED_FOR, UndecodableError, values_of
+from qure_provider.dicom.identifying import LOOKED_FOR, Identifying, UndecodableError, identifying
 from qure_provider.dicom.kinds import refusal_for
 from qure_provider.dicom.model import Identity
 from qure_provider.dicom.profile import Action, Profile
@@ -114,7 +114,7 @@ class Deidentifier:
         self._profile = profile or Profile()
         self._key_id = pseudonyms.key_id
         self._studies: dict[tuple[Any, ...], _Study] = {}
-        self._values: dict[tuple[str, bytes], Memory[frozenset[str]]] = {}
+        self._values: dict[tuple[str, bytes], Memory[frozenset[Identifying]]] = {}
 
     def deidentify(self, source: Source) -> Deidentified:
         """De-identifies one file.
@@ -173,8 +173,8 @@ class Deidentifier:
     def _study(self, header: FileHeader, values: Mapping[int, bytes]) -> _Study:
         """What the file has in common with others of its study, remembered."""
         charset = values.get(CHARACTER_SET, b"")
-        identifying: set[str] = set()
-        memory = _remembered(self._values, (header.transfer_syntax_uid, charset), Memory[frozenset[str]])
+        values_found: set[Identifying] = set()
+        memory = _remembered(self._values, (header.transfer_syntax_uid, charset), Memory[frozenset[Identifying]])
         for element in header.elements:
             tag, vr, start, _, end = element
             if vr in _MAY_NAME or tag in LOOKED_FOR:
@@ -184,18 +184,18 @@ class Deidentifier:
                     scope = Scope(header.encoding, known_decoder(charset))
                     found = frozenset(_identifying(scope, header.data, element, self._profile))
                     memory.keep(raw, found)
-                identifying |= found
-        key = (header.transfer_syntax_uid, *map(values.get, _OF_STUDY), frozenset(identifying))
-        return _remembered(self._studies, key, lambda: self._new_study(header, values, identifying))
+                values_found |= found
+        key = (header.transfer_syntax_uid, *map(values.get, _OF_STUDY), frozenset(values_found))
+        return _remembered(self._studies, key, lambda: self._new_study(header, values, values_found))
 
-    def _new_study(self, header: FileHeader, values: Mapping[int, bytes], identifying: set[str]) -> _Study:
+    def _new_study(self, header: FileHeader, values: Mapping[int, bytes], found: Iterable[Identifying]) -> _Study:
         scope = Scope(header.encoding, known_decoder(values.get(CHARACTER_SET, b"")))
         source = _whose(values)
         patient = Patient.of(source)
         pseudonym = self._pseudonyms.identity(source, sex=self._sex_sent(source.sex))
         written = self._written(header.encoding, values, source, pseudonym)
         shift = self._pseudonyms.date_shift(patient)
-        return _Study(source, pseudonym, Rewriter(self._profile, self._pseudonyms, shift, scope, written, identifying))
+        return _Study(source, pseudonym, Rewriter(self._profile, self._pseudonyms, shift, scope, written, found))
 
     def _sex_sent(self, sex: str) -> str:
         action = self._profile.action(_SEX)
@@ -245,7 +245,7 @@ def _whose(values: Mapping[int, bytes]) -> Identity:
     return identity
 
 
-def _identifying(scope: Scope, data: bytes, element: Element, profile: Profile) -> Iterator[str]:
+def _identifying(scope: Scope, data: bytes, element: Element, profile: Profile) -> Iterator[Identifying]:
     """What identifies in an element, at any depth. What a site keeps does not."""
     tag, _, _, value, end = element
     vr = meant_vr(element)
@@ -261,7 +261,7 @@ def _identifying(scope: Scope, data: bytes, element: Element, profile: Profile) 
             text = scope.decode(content)
         except UndecodableError:
             text = content.decode("latin-1")
-        yield from values_of(tag, vr, text)
+        yield from identifying(tag, vr, text)
 
 
 def _code(encoding: Encoding, value: str, meaning: str) -> bytes:

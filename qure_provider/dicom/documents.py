@@ -15,7 +15,7 @@ from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
-from qure_provider.dicom.traces import Held, HeldError, Trace, Tracker, plainly, words_of_name
+from qure_provider.dicom.traces import Held, HeldError, Trace, Tracker, first_group, plainly, words_of_name
 
 PDF, PNG, JPEG = "application/pdf", "image/png", "image/jpeg"
 JSON, HL7, HTML = "application/json", "x-application/hl7-v2+er7", "text/html"
@@ -164,7 +164,7 @@ def _replaced_in_hl7(text: str, codec: str, tracker: Tracker) -> tuple[str, str]
             return _escaped(value, delimiters)
         if not whole:
             return _escaped(" ".join(words_of_name(value)), delimiters)
-        parts = [*value.split("=")[0].split("^"), *[""] * len(_XPN_ORDER)]
+        parts = [*first_group(value).split("^"), *[""] * len(_XPN_ORDER)]
         return component.join(_escaped(parts[place], delimiters) for place in _XPN_ORDER).rstrip(component)
 
     def replaced(segment: str) -> str:

@@ -65,13 +65,9 @@ class Encoding:
         self._long_head = struct.Struct(f"{order}HH2s2xL")
         self._short_head = struct.Struct(f"{order}HH2sH")
         self._length = struct.Struct(f"{order}L")
-        self._number = struct.Struct(f"{order}H")
-        self._short_vrs = {self._number.unpack(vr.encode())[0]: vr for vr in SHORT_VRS}
-        self._long_vrs = {self._number.unpack(vr.encode())[0]: vr for vr in LONG_VRS}
-
-    def number(self, value: bytes) -> int | None:
-        """Gives a value of VR US; None where it is none."""
-        return int(self._number.unpack(value)[0]) if len(value) == self._number.size else None
+        number = struct.Struct(f"{order}H").unpack
+        self._short_vrs = {number(vr.encode())[0]: vr for vr in SHORT_VRS}
+        self._long_vrs = {number(vr.encode())[0]: vr for vr in LONG_VRS}
 
     def element(self, tag: int, vr: str, value: bytes) -> bytes:
         """Writes an element, its value padded to even length."""
@@ -121,14 +117,11 @@ class Encoding:
             The elements; where the pixel data element begins, where its value begins, and how long that is.
         """
         elements, start = self._elements(data, position, len(data), 0, until=min(PIXEL_DATA), private=private)
-        if start + 12 > len(data):
-            raise _ShortError
         value = start + 8
         if self.explicit:
             group, number, code, length = self._with_vr.unpack_from(data, start)
             if code in self._long_vrs:
-                (length,) = self._length.unpack_from(data, value)
-                value += 4
+                _, length, value = self._long(data, value, len(data), self._long_vrs[code])
         else:
             group, number, length = self._without_vr.unpack_from(data, start)
         if group << 16 | number not in PIXEL_DATA:

@@ -3,10 +3,13 @@
 A name is looked for word by word, since a description may hold the family name alone; everything else as a whole. Case
 and accents make no difference, and only whole words count: a patient called Long is not found in "longitudinal".
 
-It is better to look for too much. A maker's name that is also the patient's is taken out of the file; a patient whose
-name is a body part does not leave with an image of it. Not looked for, since each would be found everywhere: words of a
-name under three letters (two in scripts without case, such as Chinese), and other values under four characters. Nor are
-numbers and UIDs that are kept searched: any short patient ID is part of some coordinate.
+Free text is searched for everybody's values, and replaced where one is found. What cannot be replaced, and what
+describes the device, is searched for the patient's own alone: a ward that refers as "Chest^OPD" must not keep every
+chest film here. A patient whose own name is a body part, though, does not leave with an image of it.
+
+Not looked for, since each would be found everywhere: words of a name under three letters (two in scripts without case,
+such as Chinese), words that stand for having no name, and other values under four characters. Nor are numbers and UIDs
+that are kept searched: any short patient ID is part of some coordinate.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cached_property
 
 from pydicom.charset import convert_encodings, decode_bytes, python_encoding
@@ -35,6 +39,16 @@ _LOOKED_FOR_WHOLE = (
 )
 LOOKED_FOR = frozenset(tag for keyword in _LOOKED_FOR_WHOLE if (tag := tag_for_keyword(keyword)))
 """Attributes whose values are looked for as a whole."""
+
+_OF_PATIENT = 0x0010
+_ACCESSION = 0x00080050
+_NOBODY = frozenset(
+    {
+        *("anonymized", "anonymous", "doctor", "emergency", "female", "male", "nobody", "none", "null"),
+        *("patient", "physician", "test", "trauma", "unknown"),
+    }
+)
+"""Words that are written where there is no name."""
 
 _WORD = re.compile(r"\w+")
 _SHORTEST_WORD, _SHORTEST_WORD_WITHOUT_CASE, _SHORTEST_WHOLE = 3, 2, 4
@@ -93,7 +107,20 @@ def normal(text: str) -> str:
     return unicodedata.normalize("NFC", "".join(part for part in parts if not unicodedata.combining(part))).casefold()
 
 
-def values_of(tag: int, vr: str, text: str) -> frozenset[str]:
+@dataclass(frozen=True, slots=True)
+class Identifying:
+    """A value that identifies, without differences of case.
+
+    Attributes:
+        value: A word of a name, or another value.
+        is_patients: Whether it is the patient's own, not another person's or the institution's.
+    """
+
+    value: str
+    is_patients: bool
+
+
+def identifying(tag: int, vr: str, text: str) -> frozenset[Identifying]:
     """Gives what is to be looked for of one element.
 
     Args:
@@ -102,37 +129,48 @@ def values_of(tag: int, vr: str, text: str) -> frozenset[str]:
         text: Its value, decoded; several are separated by a backslash. UTF-8 that was read as Latin-1 counts as both.
 
     Returns:
-        Words or whole values, without differences of case; with their accents and without.
+        Words of a name, or whole values; with their accents and without.
     """
     texts = {form for each in (text, readable(text)) for form in (normal(each), each.casefold())}
     if vr == "PN":
-        words = (word for each in texts for word in _WORD.findall(each.replace("_", " ")))
-        return frozenset(word for word in words if _tells(word))
-    if tag not in LOOKED_FOR:
-        return frozenset()
-    parts = [part.strip(" \0") for each in texts for part in each.split("\\")]
-    if vr in ("DA", "DT"):
-        parts = [part.replace(".", "")[:_DATE_LENGTH] for part in parts]
-    return frozenset(part for part in parts if len(part) >= _SHORTEST_WHOLE)
+        found = [word for each in texts for word in _WORD.findall(each.replace("_", " ")) if _tells(word)]
+    elif tag in LOOKED_FOR:
+        found = [part.strip(" \0") for each in texts for part in each.split("\\")]
+        if vr in ("DA", "DT"):
+            found = [part.replace(".", "")[:_DATE_LENGTH] for part in found]
+        found = [part for part in found if len(part) >= _SHORTEST_WHOLE]
+    else:
+        found = []
+    return frozenset(Identifying(value, tag >> 16 == _OF_PATIENT or tag == _ACCESSION) for value in found)
 
 
 class Finder:
     """Finds values that identify.
 
     Args:
-        values: As :func:`values_of` gives them.
+        values: What is looked for.
     """
 
-    def __init__(self, values: Iterable[str]) -> None:
-        self._values = sorted(values)
+    def __init__(self, values: Iterable[Identifying]) -> None:
+        self._everybodys = sorted({each.value for each in values})
+        self._patients = sorted({each.value for each in values if each.is_patients})
 
-    def is_in_text(self, text: str) -> bool:
-        """Tells whether a text holds one of them."""
+    def is_in_text(self, text: str, *, only_patients: bool) -> bool:
+        """Tells whether a text holds one of them.
+
+        Args:
+            text: The text.
+            only_patients: Whether only the patient's own values count.
+
+        Returns:
+            Whether one is there, as a word of its own.
+        """
         texts = {normal(text), normal(readable(text))}
-        return any(_occurs(value, within) for within in texts for value in self._values)
+        values = self._patients if only_patients else self._everybodys
+        return any(_occurs(value, within) for within in texts for value in values)
 
     def is_in_bytes(self, content: bytes) -> bool:
-        """Tells whether bytes of unknown meaning hold one of them of five characters or more.
+        """Tells whether bytes of unknown meaning hold one of the patient's of five characters or more.
 
         Args:
             content: The bytes.
@@ -147,7 +185,7 @@ class Finder:
     def _needles(self) -> frozenset[bytes]:
         return frozenset(
             form.encode(encoding, "replace").lower()
-            for value in self._values
+            for value in self._patients
             if len(value) >= _SHORTEST_IN_BINARY
             for form in {value, value.upper(), value.title()}
             for encoding in _BINARY_ENCODINGS
@@ -155,7 +193,7 @@ class Finder:
 
 
 def _tells(word: str) -> bool:
-    return len(word) >= (_SHORTEST_WORD if _has_case(word) else _SHORTEST_WORD_WITHOUT_CASE)
+    return word not in _NOBODY and len(word) >= (_SHORTEST_WORD if _has_case(word) else _SHORTEST_WORD_WITHOUT_CASE)
 
 
 def _has_case(word: str) -> bool:

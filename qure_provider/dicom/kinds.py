@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from qure_provider.dicom.reader import plain
@@ -17,9 +18,10 @@ _KINDS = (
     *("77.1.1", "77.1.1.1", "77.1.4", "77.1.4.1"),  # endoscopy and photographs, with their videos
 )
 _WITH_TEXT = frozenset(_IMAGES + kind for kind in _KINDS)
-_MODALITIES = frozenset({"US", "IVUS", "ES", "XC", "DOC", "DOCD", "SCREEN"})
-_SCREENS = ("SCREEN", "SAVE", "CAPTURE", "DOSE", "REPORT", "PROT")
-"""Parts of ImageType values: screen saves of any spelling, dose sheets, reports and protocol pages of the makers."""
+_MODALITIES = frozenset({"US", "IVUS", "ES", "XC", "DOC"})
+_SCREENS = frozenset({"SAVE", "SCREENSAVE", "SCREENSHOT", "SCREEN", "CAPTURE", "DOSE", "REPORT", "PROT", "PROTOCOL"})
+"""Words of ImageType: screen saves of any spelling, dose sheets, reports and protocol pages of the makers."""
+_WORD = re.compile(r"[A-Z]+")
 _DIRECT = frozenset({"", "DI"})
 _FIRST_OVERLAY, _ROWS, _DATA = 0x60000000, 0x0010, 0x3000
 
@@ -43,8 +45,7 @@ def refusal_for(values: Mapping[int, bytes]) -> Refusal | None:
         return Refusal.UNKNOWN_KIND
     if sop_class in _WITH_TEXT or plain(values.get(_MODALITY, b"")).upper() in _MODALITIES:
         return Refusal.KIND
-    image_type = plain(values.get(_IMAGE_TYPE, b"")).upper()
-    if any(word in image_type for word in _SCREENS):
+    if not _SCREENS.isdisjoint(_WORD.findall(plain(values.get(_IMAGE_TYPE, b"")).upper())):
         return Refusal.SCREEN
     if plain(values.get(_CONVERSION, b"")).upper() not in _DIRECT:
         return Refusal.DIGITIZED

@@ -212,16 +212,6 @@ class IdentityMap:
     dates: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     key_id: str = ""
 
-    @property
-    def codes(self) -> dict[str, str]:
-        """From each pseudonym that is no UID to what it stands for."""
-        pairs = (
-            (self.pseudonym.patient_id, self.source.patient_id),
-            (self.pseudonym.patient_name, self.source.patient_name),
-            (self.pseudonym.accession_number, self.source.accession_number),
-        )
-        return {sent: meant for sent, meant in pairs if sent}
-
     def joined(self, others: Iterable[IdentityMap]) -> IdentityMap:
         """Puts the maps of several files of the same study together.
 
@@ -229,21 +219,28 @@ class IdentityMap:
             others: Of the same study, made with the same key.
 
         Returns:
-            One map for all.
+            One map for all, with this one's source: what its files say beside whose they are may differ.
 
         Raises:
-            ValueError: If one is of another study, patient or key.
+            ValueError: If one is of another study, patient, accession number or key.
             PseudonymCollisionError: If one pseudonym stands for two sources.
         """
         uids, dates = dict(self.uids), dict(self.dates)
         for other in others:
-            if (other.source, other.pseudonym, other.key_id) != (self.source, self.pseudonym, self.key_id):
-                raise ValueError("maps of different studies, patients or keys cannot be put together")
+            if other._about != self._about:
+                raise ValueError(
+                    "maps of different studies, patients, accession numbers or keys cannot be put together"
+                )
             ensure_distinct(uids, other.uids)
             ensure_distinct(dates, other.dates)
             uids.update(other.uids)
             dates.update(other.dates)
         return IdentityMap(self.source, self.pseudonym, uids, dates, self.key_id)
+
+    @property
+    def _about(self) -> tuple[str, ...]:
+        sent = self.pseudonym
+        return sent.study_instance_uid, sent.patient_id, sent.accession_number, self.key_id
 
     def to_mapping(self) -> dict[str, Any]:
         """Gives it as plain JSON values."""

@@ -39,6 +39,7 @@ _OF_DEIDENTIFICATION = (
     "LongitudinalTemporalInformationModified",
 )
 _DATE_LENGTH = 8
+_PIECE, _OVERLAP = 4 * 1024 * 1024, 256
 _EMPTY_NAME = "^= "
 
 
@@ -169,9 +170,18 @@ def _check_object(path: Path, identity_map: IdentityMap, tracker: Tracker, own: 
             return Held.LEFT
         if _refers_to_instance(place) and not known.issuperset(map(str, values(place.element))):
             return Held.DANGLING
-    if tracker.find_in_bytes(path.read_bytes()):
+    if any(tracker.find_in_bytes(piece) for piece in _pieces(path)):
         return Held.LEFT
     return Held.IDENTITY if compare(identity_of(dataset), identity_map.source) else None
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    """A file in pieces that overlap by more than a pseudonym's length."""
+    with path.open("rb") as file:
+        before = b""
+        while piece := file.read(_PIECE):
+            yield before + piece
+            before = piece[-_OVERLAP:]
 
 
 def _refers_to_instance(place: _Place) -> bool:

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from pydicom.datadict import keyword_for_tag
 
 from qure_provider.dicom.header import IMPLICIT, Element, Encoding, FileHeader
-from qure_provider.dicom.identifying import Decode, Finder, UndecodableError, decoder
+from qure_provider.dicom.identifying import Decode, Finder, Identifying, UndecodableError, decoder
 from qure_provider.dicom.profile import CAPPED_AGE, DUMMY_DATE, DUMMY_TEXT, Action, Profile, vr_of
 from qure_provider.dicom.pseudonym import REGISTERED, Pseudonymizer, shifted
 from qure_provider.dicom.reader import plain
@@ -20,6 +20,9 @@ PRIVATE = 0x10000
 """The bit of a tag that tells a private group."""
 
 _CHARSET, _AGE = 0x00080005, 0x00101010
+_OF_DEVICE = frozenset({0x00080070, 0x00081090, 0x00181020, 0x00181210})
+"""Manufacturer, its model name, software versions and convolution kernel."""
+
 _NUMBERS = frozenset({"AT", "FD", "FL", "OD", "OF", "OL", "OV", "SL", "SS", "SV", "UL", "US", "UV"})
 _NUMBERS_AS_TEXT = frozenset({"DA", "DS", "DT", "IS", "TM"})
 _CODED = frozenset({"AE", "AS", "CS", "UI", "UR"}) | _NUMBERS_AS_TEXT
@@ -167,7 +170,7 @@ class Rewriter:
         shift: int,
         scope: Scope,
         written: Mapping[int, tuple[bytes, Action]],
-        identifying: Iterable[str],
+        identifying: Iterable[Identifying],
     ) -> None:
         self._profile = profile
         self._pseudonyms = pseudonyms
@@ -224,8 +227,7 @@ class Rewriter:
         if known is None:
             trace = Trace()
             known = self._treat(self._scope, raw, element, action, trace), trace
-            if not element[0] & PRIVATE:  # what becomes of a private one depends on who reserved its block
-                self._memory.keep(raw, known)
+            self._memory.keep(raw, known)
         return known
 
     def _treat(self, scope: Scope, data: bytes, element: Element, action: Action, trace: Trace) -> bytes:
@@ -314,20 +316,20 @@ class Rewriter:
             return content, Action.KEEP
         if tag == _AGE:
             return _capped(content)
-        if not self._identifies(vr, content, scope.decode):
+        if not self._identifies(tag, vr, content, scope.decode):
             return content, Action.KEEP
         if vr not in _FREE_TEXT:
             raise DeidentifyError(Refusal.LEFT_OVER)
         return _dummy(vr, content), Action.CLEAN
 
-    def _identifies(self, vr: str, content: bytes, decode: Decode) -> bool:
+    def _identifies(self, tag: int, vr: str, content: bytes, decode: Decode) -> bool:
         if vr in _FREE_TEXT:
             try:
-                return self._finder.is_in_text(decode(content))
+                return self._finder.is_in_text(decode(content), only_patients=tag in _OF_DEVICE)
             except UndecodableError:
                 return True  # nobody can say that it does not
         if vr in _CODED:
-            return self._finder.is_in_text(content.decode("latin-1"))
+            return self._finder.is_in_text(content.decode("latin-1"), only_patients=True)
         return self._finder.is_in_bytes(content)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import date
 from enum import StrEnum
 
+from qure_provider.dicom.objects import readable
 from qure_provider.dicom.pseudonym import IdentityMap
 
 _MONTHS = (
@@ -14,12 +15,12 @@ _MONTHS = (
     *("July", "August", "September", "October", "November", "December"),
 )
 _UID = r"(?<![0-9.])2\.25\.[0-9]{1,39}(?![0-9]|\.[0-9])"
+_UID_BYTES = re.compile(_UID.encode())
 _END_OF_DATE = r"(?=[^0-9A-Za-z]|$|T[0-9]{2}|[0-9]{4}(?:[0-9]{2})?(?:[^0-9]|$))"
 """What may follow a date: the time of day, or nothing that would make it part of something else."""
 _TELLING = 10
 """Characters of a code's beginning that are enough to know it, where something cut it short."""
 _SPACE = re.compile(r"\s+")
-_BINARY_ENCODINGS = ("latin-1", "utf-16-le", "utf-16-be")
 
 
 class Held(StrEnum):
@@ -70,8 +71,13 @@ def plainly(trace: Trace, value: str, whole: bool) -> str:
 
 
 def words_of_name(name: str) -> list[str]:
-    """Gives the components of a name's first group that are there, in their order."""
-    return [part.strip() for part in name.split("=")[0].split("^") if part.strip()]
+    """Gives the components of a name that are there, in their order; see :func:`first_group`."""
+    return [part.strip() for part in first_group(name).split("^") if part.strip()]
+
+
+def first_group(name: str) -> str:
+    """Gives the first group of a name that is not empty: the one in letters, or else in ideograms."""
+    return next((group for group in name.split("=") if group.strip("^ ")), "")
 
 
 class Tracker:
@@ -90,7 +96,7 @@ class Tracker:
             (sent.patient_name, source.patient_name, Trace.PATIENT_NAME),
             (sent.accession_number, source.accession_number, Trace.ACCESSION_NUMBER),
         )
-        self._codes = {code.lower(): (meant, trace) for code, meant, trace in codes if code}
+        self._codes = {code.lower(): (readable(meant), trace) for code, meant, trace in codes if code}
         self._uids = identity_map.uids
         self._dates = _written_dates(identity_map)
         self._may_stay = {Trace.DATE} if identity_map.dates.keys() & set(identity_map.dates.values()) else set()
@@ -104,10 +110,6 @@ class Tracker:
         self._pattern = re.compile("|".join(filter(None, parts)))
         self._beginnings = {code[:_TELLING]: trace for code, (_, trace) in self._codes.items()}
 
-    def original_uid(self, uid: str) -> str:
-        """Gives the UID that one stands for; the same where it is none of those that were sent."""
-        return self._uids.get(uid, uid)
-
     def find(self, text: str) -> frozenset[Trace]:
         """Tells what a text has of what was sent."""
         squeezed = _SPACE.sub("", text).lower()
@@ -116,9 +118,13 @@ class Tracker:
         return frozenset(found)
 
     def find_in_bytes(self, content: bytes) -> frozenset[Trace]:
-        """Tells what bytes of unknown meaning have of what was sent; dates, which are everywhere, are left out."""
-        found = (self.find(content.decode(encoding, "replace")) for encoding in _BINARY_ENCODINGS)
-        return frozenset[Trace]().union(*found) - {Trace.DATE}
+        """Tells what bytes of unknown meaning have of what was sent, in ASCII or UTF-16. Dates are not looked for."""
+        found = set()
+        for each in (content, content.replace(b"\0", b"")):
+            lowered = each.lower()
+            found |= {trace for beginning, trace in self._beginnings.items() if beginning.encode() in lowered}
+            found |= {Trace.UID for match in _UID_BYTES.finditer(each) if match[0].decode() in self._uids}
+        return frozenset(found)
 
     def is_left(self, found: frozenset[Trace]) -> bool:
         """Tells whether what was found means that something was not put back.

@@ -154,10 +154,10 @@ def test_a_changed_key_makes_other_pseudonyms_and_leaves_the_old_way_back():
     stored = json.dumps(map_of(ONE, source, "1.2.3", "1.2.3.4").to_mapping())
     old, new = IdentityMap.from_mapping(json.loads(stored)), map_of(OTHER, source, "1.2.3", "1.2.3.4")
     assert not old.uids.keys() & new.uids.keys()
-    assert not old.codes.keys() & new.codes.keys()
+    assert old.pseudonym.patient_id != new.pseudonym.patient_id
     assert old.key_id != new.key_id
     assert old.uids[ONE.uid("1.2.3.4")] == "1.2.3.4"
-    assert old.codes[ONE.patient_id(Patient("SIM-1"))] == "SIM-1"
+    assert (old.pseudonym.patient_id, old.source.patient_id) == (ONE.patient_id(Patient("SIM-1")), "SIM-1")
     ensure_distinct(old.uids, new.uids)  # the same source under two keys is no collision
 
 
@@ -171,7 +171,10 @@ def test_maps_of_one_study_are_put_together_and_others_are_not():
     whole = map_of(ONE, source, "1.2.3", "1.2.3.4", dates=["20240501"]).joined([map_of(ONE, source, "1.2.3.5")])
     assert set(whole.uids.values()) == {"1.2.3", "1.2.3.4", "1.2.3.5"}
     assert set(whole.dates.values()) == {"20240501"}
-    for other in (map_of(OTHER, source), map_of(ONE, Identity("1.2.3", "SIM-2")), map_of(ONE, Identity("1.2.4"))):
+    corrected = map_of(ONE, Identity("1.2.3", "SIM-1", patient_name="SIMULATED"), "1.2.3.6")
+    assert whole.joined([corrected]).source == source
+    others = [Identity("1.2.3", "SIM-2"), Identity("1.2.4", "SIM-1"), Identity("1.2.3", "SIM-1", "", "A1")]
+    for other in (map_of(OTHER, source), *(map_of(ONE, each) for each in others)):
         with pytest.raises(ValueError, match="cannot be put together"):
             whole.joined([other])
 

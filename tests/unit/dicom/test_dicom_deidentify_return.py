@@ -39,6 +39,10 @@ PSEUDONYMS = Pseudonymizer(KEY)
 TEXT = "text/plain"
 
 
+def codes_of(identity):
+    return {identity.patient_id, identity.patient_name, identity.accession_number}
+
+
 class Trip:
     """A study that was sent de-identified, and what came back."""
 
@@ -100,7 +104,7 @@ def test_every_object_comes_back_whole_or_is_held(trip, tmp_path):
         verified = verify_object(path, trip.study.identity, trip.study.sent, own)
         assert verified.path == path, verified
         content = path.read_bytes()
-        assert told(content, set(trip.map.codes) | set(trip.map.uids) | set(trip.map.dates)) == set()
+        assert told(content, codes_of(trip.map.pseudonym) | set(trip.map.uids) | set(trip.map.dates)) == set()
         dataset = read(content)
         assert str(dataset.PatientName) == "Müller^Simulated"
         assert dataset.StudyDate == trip.study.facts.study_date
@@ -160,7 +164,7 @@ MAP = IdentityMap(
     {SENT_DAY: DAY},
     PSEUDONYMS.key_id,
 )
-ID, NAME, ACCESSION = MAP.codes
+ID, NAME, ACCESSION = MAP.pseudonym.patient_id, MAP.pseudonym.patient_name, MAP.pseudonym.accession_number
 STUDY, IMAGE = PSEUDONYMS.uid("1.2.3"), PSEUDONYMS.uid("1.2.3.4.5")
 
 
@@ -341,6 +345,13 @@ def test_what_is_not_the_patient_s_again_is_noticed(export, values, reason):
     }
     assert check_reidentified(export.save("good", export.dataset("OT", **whole)), DICOM, MAP) is None
     assert check_reidentified(export.save("bad", export.dataset("OT", **whole | values)), DICOM, MAP) is reason
+
+
+def test_what_lies_outside_of_every_element_is_looked_at(export):
+    values = {"StudyInstanceUID": "1.2.3", "PatientName": "", "AccessionNumber": "", "PatientID": "SIM-1"}
+    dataset = export.dataset("OT", **values)
+    dataset.preamble = ID.encode().ljust(128)
+    assert check_reidentified(export.save("object", dataset), DICOM, MAP) is Held.LEFT
 
 
 def test_a_reference_that_leads_nowhere_is_noticed(export):
@@ -531,6 +542,24 @@ def test_hl7_that_is_none_is_held(document):
     assert document(f"\x0bPID|1||{ID}".encode(), HL7) is Held.UNREADABLE
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [("=山田^太郎", "山田^太郎"), ("Yamada^Tarou=山田^太郎", "Yamada^Tarou"), ("Ä|B^C&D", "Ä\\F\\B^C\\T\\D"), ("", "")],
+)
+def test_names_of_every_form_in_hl7(tmp_path, name, written):
+    (tmp_path / "file").write_bytes(an_hl7())
+    named = replace(MAP, source=replace(SOURCE, patient_name=name))
+    reidentify_file(tmp_path / "file", tmp_path / "back", HL7, named)
+    assert (tmp_path / "back").read_bytes().decode().split("\r")[1].split("|")[5] == written
+
+
+def test_utf_8_that_was_read_as_latin_1_goes_back_as_what_it_is(tmp_path):
+    misread = replace(MAP, source=replace(SOURCE, patient_name="Žižka".encode().decode("latin-1")))
+    (tmp_path / "file").write_text(NAME)
+    reidentify_file(tmp_path / "file", tmp_path / "back", TEXT, misread)
+    assert (tmp_path / "back").read_text() == "Žižka"
+
+
 def test_html_stays_html(document):
     name = "".join(f"&#{ord(letter)};" for letter in NAME)
     found = document(f"<p title='{ACCESSION}'>{NAME} {IMAGE}</p>".encode(), HTML)
@@ -580,7 +609,7 @@ WORDS = st.text(st.characters(codec="ascii", exclude_characters="0123456789\0"),
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(WORDS, st.sampled_from([ID, ACCESSION, STUDY, IMAGE])), min_size=1, max_size=6), WORDS)
 def test_every_text_comes_back_as_it_would_have_been(tmp_path, parts, end):
-    meant = {**MAP.codes, **MAP.uids}
+    meant = {ID: SOURCE.patient_id, ACCESSION: SOURCE.accession_number, **MAP.uids}
     sent = " ".join(f"{before} {pseudonym}" for before, pseudonym in parts) + f" {end}"
     source = " ".join(f"{before} {meant[pseudonym]}" for before, pseudonym in parts) + f" {end}"
     (tmp_path / "file").write_bytes(sent.encode())
