@@ -106,7 +106,7 @@ class Target:
     key: int
     ref: ResourceRef
     alert: Mapping[str, str]
-    alerted: set[str] = field(default_factory=set)
+    alerted: frozenset[str] = frozenset()
     counts: Mapping[str, int] | None = None
     ready_at: float | None = None
     since: float = field(default_factory=time.time)
@@ -258,7 +258,7 @@ class QureResultsTrigger(BaseTrigger):
             return False
         waiting = [notifier for notifier in self.notifiers if channel_of(notifier) not in target.alerted]
         errors = await send_to_all(waiting, alert_about(answer, target.alert)) if waiting else {}
-        target.alerted.update(channel for channel, error in errors.items() if not error)
+        target.alerted |= {channel for channel, error in errors.items() if not error}
         if self.batch_id is None:
             return not any(errors.values())
         if errors:
@@ -306,7 +306,7 @@ class QureResultsTrigger(BaseTrigger):
                     "acquired": row.acquired,
                     **self.run_facts,
                 },
-                alerted={channel for resource_id, channel in sent if resource_id == row.id},
+                alerted=frozenset(channel for resource_id, channel in sent if resource_id == row.id),
                 counts=row.file_counts if row.ready_at is not None else None,
                 ready_at=row.ready_at,
                 since=row.computed_at or row.uploaded_at or time.time(),
