@@ -117,6 +117,11 @@ class ResourceRow:
         return self.outcome is not None and self.outcome.is_final and self.outcome is not Outcome.READY
 
     @property
+    def is_to_be_sent(self) -> bool:
+        """Whether its images are needed: they were not all uploaded, or the service says that it has them not."""
+        return self.uploaded_at is None or self.outcome is Outcome.NOT_UPLOADED
+
+    @property
     def is_resolved(self) -> bool:
         """Whether it is over and the service gave its answer: a result, or that the image is not for it."""
         return self.is_over and self.outcome is not None and self.outcome.value in _FINISHED
@@ -129,10 +134,12 @@ class PlannedSeries:
     Attributes:
         selected: The series.
         rows: Its resources' rows, in the order of ``selected.resources``.
+        has_shrunk: Whether it is a part of what the service holds already, for which nothing is sent.
     """
 
     selected: SelectedSeries
     rows: tuple[ResourceRow, ...]
+    has_shrunk: bool = False
 
     @property
     def is_done(self) -> bool:
@@ -338,11 +345,12 @@ class Ledger:
     def assess(self, selected: Sequence[SelectedSeries], *, recompute: bool = False) -> list[PlannedSeries]:
         """Compare what is to be sent with what is known, and record what is new.
 
-        A resource whose instances or whose study's identity differ from what was sent before becomes a new revision.
+        A resource whose instances or whose study's identity differ from what was sent before becomes a new revision. A
+        part of a series does not: its result would take the place of the whole one's.
 
         Args:
             selected: The series of this night.
-            recompute: Whether to send again what an earlier run finished.
+            recompute: Whether to send again what an earlier run finished, and a part of what the service holds, too.
 
         Returns:
             One entry for each series, in order. Each row's ``why`` says new, revision, waiting (an earlier run left it
@@ -354,11 +362,15 @@ class Ledger:
             wanted = [_Wanted.of(entry, study_ids[_identity_key(entry.series.identity)]) for entry in selected]
             refs = [item.ref.uid for group in wanted for item in group]
             latest = self._latest(connection, refs)
+            shrunk = set() if recompute else self._shrunk(connection, wanted, latest)
             rows: list[dict[str, Any]] = []
             whys: dict[str, Why] = {}
             for group in wanted:
                 for item in group:
                     known = latest.get(item.ref.uid)
+                    if item.ref.uid in shrunk:
+                        whys[item.ref.uid] = _why_known(latest[item.ref.uid])
+                        continue
                     why = item.compare(known, recompute=recompute)
                     whys[item.ref.uid] = why
                     if why in {Why.NEW, Why.REVISION}:
@@ -377,6 +389,7 @@ class Ledger:
                         )
                         for item in group
                     ),
+                    has_shrunk=any(item.ref.uid in shrunk for item in group),
                 )
                 for entry, group in zip(selected, wanted, strict=True)
             ]
@@ -429,9 +442,10 @@ class Ledger:
             return ids
 
     def owed_manifests(self, *, conn_id: str, since: float, besides: int) -> dict[str, list[ResourceRow]]:
-        """Return what earlier runs uploaded and left waiting, by the manifest it travelled in.
+        """Return what earlier runs left waiting, or never got uploaded, by the manifest it travelled in.
 
-        A revision that a newer one took the place of is not among it: its answer would be the newer one's.
+        A revision that a newer one took the place of is not among it: its answer would be the newer one's. Nor is what
+        was not uploaded by a run that has no summary (it may be under way, or somebody stopped it) or was a dry run.
 
         Args:
             conn_id: The Qure connection it was sent by.
@@ -444,18 +458,24 @@ class Ledger:
         newer = resources.alias()
         is_superseded = exists().where(newer.c.uid == resources.c.uid, newer.c.revision > resources.c.revision)
         unfinished = [Outcome.PENDING.value, Outcome.TIMED_OUT.value, Outcome.NOT_COMPUTED.value]
-        is_owed = and_(
+        is_waiting = and_(
             resources.c.uploaded_at.is_not(None),
-            resources.c.planned_at >= since,
-            ~is_superseded,
             or_(
                 resources.c.outcome.is_(None),
                 resources.c.outcome.in_(unfinished),
                 and_(resources.c.outcome == Outcome.READY.value, resources.c.settled_at.is_(None)),
             ),
         )
+        is_not_sent = and_(
+            runs.c.finished_at.is_not(None),
+            or_(
+                and_(resources.c.uploaded_at.is_(None), resources.c.outcome.is_(None)),
+                resources.c.outcome == Outcome.NOT_UPLOADED.value,
+            ),
+        )
+        is_owed = and_(resources.c.planned_at >= since, ~is_superseded, or_(is_waiting, is_not_sent))
         query = (
-            select(resources, batches.c.manifest)
+            select(resources, batches.c.manifest, runs.c.counts)
             .join(planned, planned.c.resource_id == resources.c.id)
             .join(batches, batches.c.id == planned.c.batch_id)
             .join(runs, runs.c.id == planned.c.run_id)
@@ -463,7 +483,11 @@ class Ledger:
             .order_by(batches.c.id)
         )
         with self._engine.begin() as connection:
-            newest = {row["id"]: row for row in connection.execute(query).mappings()}
+            newest = {
+                row["id"]: row
+                for row in connection.execute(query).mappings()
+                if row["uploaded_at"] is not None or not row["counts"].get("dry_run")
+            }
             identities = self._identities(connection, {row["study_id"] for row in newest.values()})
         owed: dict[str, list[ResourceRow]] = {}
         for row in newest.values():
@@ -543,12 +567,8 @@ class Ledger:
 
     def acknowledged(self, resource_ids: Iterable[int]) -> dict[int, set[str]]:
         """Return, for each resource, the SOPInstanceUIDs that the service said it holds."""
-        held: dict[int, set[str]] = {resource_id: set() for resource_id in resource_ids}
         with self._engine.begin() as connection:
-            for chunk in _chunks(list(held)):
-                for row in connection.execute(select(acknowledged).where(acknowledged.c.resource_id.in_(chunk))):
-                    held[row.resource_id].add(row.sop_instance_uid)
-        return held
+            return _acknowledged(connection, resource_ids)
 
     def acknowledge(self, instances: Iterable[tuple[int, str]]) -> None:
         """Record that the service holds these instances.
@@ -740,6 +760,19 @@ class Ledger:
             found.update((row.identity_key, row.id) for row in connection.execute(query))
         return found
 
+    def _shrunk(
+        self, connection: Connection, wanted: Iterable[Iterable[_Wanted]], latest: Mapping[str, RowMapping]
+    ) -> set[str]:
+        """Return which of these the service holds already, and with more images."""
+        fewer = {
+            latest[item.ref.uid]["id"]: item
+            for group in wanted
+            for item in group
+            if item.ref.uid in latest and item.is_fewer_than(latest[item.ref.uid])
+        }
+        held = _acknowledged(connection, fewer)
+        return {item.ref.uid for key, item in fewer.items() if item.instance_uids < held[key]}
+
     def _latest(self, connection: Connection, uids: Sequence[str]) -> dict[str, RowMapping]:
         latest: dict[str, RowMapping] = {}
         for chunk in _chunks(uids):
@@ -763,6 +796,14 @@ class Ledger:
         return identities
 
 
+def _acknowledged(connection: Connection, resource_ids: Iterable[int]) -> dict[int, set[str]]:
+    held: dict[int, set[str]] = {resource_id: set() for resource_id in resource_ids}
+    for chunk in _chunks(list(held)):
+        for row in connection.execute(select(acknowledged).where(acknowledged.c.resource_id.in_(chunk))):
+            held[row.resource_id].add(row.sop_instance_uid)
+    return held
+
+
 def _reopen(connection: Connection, resource_ids: Sequence[int]) -> None:
     """Wait for these again; what the service said that it does not hold, or never computed, is to be sent again."""
     of_these = resources.c.id.in_(resource_ids)
@@ -784,7 +825,7 @@ class _Wanted:
     selected: SelectedSeries
     study_id: int
     fingerprint: str
-    instances: int
+    instance_uids: frozenset[str]
 
     @classmethod
     def of(cls, selected: SelectedSeries, study_id: int) -> list[_Wanted]:
@@ -799,19 +840,21 @@ class _Wanted:
                 selected,
                 study_id,
                 _digest(sorted((i.sop_instance_uid, i.size) for i in instances)),
-                len(instances),
+                frozenset(i.sop_instance_uid for i in instances),
             )
             for ref, instances in parts
         ]
+
+    def is_fewer_than(self, known: RowMapping) -> bool:
+        is_held = known["uploaded_at"] is not None and known["outcome"] != Outcome.NOT_UPLOADED.value
+        return is_held and known["study_id"] == self.study_id and len(self.instance_uids) < known["instances"]
 
     def compare(self, known: RowMapping | None, *, recompute: bool) -> Why:
         if known is None:
             return Why.NEW
         if known["fingerprint"] != self.fingerprint or known["study_id"] != self.study_id or recompute:
             return Why.REVISION
-        is_ready = known["outcome"] == Outcome.READY.value
-        finished = known["outcome"] in _FINISHED and (not is_ready or known["settled_at"] is not None)
-        return Why.DONE if finished else Why.WAITING
+        return _why_known(known)
 
     def values(self, *, revision: int, now: float) -> dict[str, Any]:
         series = self.selected.series
@@ -826,7 +869,7 @@ class _Wanted:
             "body_part": _storable(series.body_part),
             "station_name": _storable(series.station_name),
             "acquired": _storable(series.acquired),
-            "instances": self.instances,
+            "instances": len(self.instance_uids),
             "facts": asdict(facts_of(series)),
             "reason": "",
             "doubt": "",
@@ -836,6 +879,12 @@ class _Wanted:
 
 
 _FINISHED = frozenset({Outcome.READY.value, Outcome.INVALID.value, Outcome.UNSUPPORTED.value})
+
+
+def _why_known(known: RowMapping) -> Why:
+    is_ready = known["outcome"] == Outcome.READY.value
+    is_finished = known["outcome"] in _FINISHED and (not is_ready or known["settled_at"] is not None)
+    return Why.DONE if is_finished else Why.WAITING
 
 
 def facts_of(series: Series) -> StudyFacts:

@@ -15,6 +15,7 @@ from qure_provider import settings
 from qure_provider.ledger.batch_ref import BatchRef
 from qure_provider.nights import MAX_NAME, in_night, night_of, safe_name
 from qure_provider.operators.base import QureOperator, as_bool
+from qure_provider.operators.dry_run import ShowOnly, show_only_of
 from qure_provider.operators.work import manifest_content
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ class QurePlanOperator(QureOperator):
 
     Every file is accounted for: ``found = selected + not selected + duplicate + quarantined``, each of the last three
     with a reason in ``passed_over.jsonl``. What an earlier run finished is not sent again; what one left waiting is
-    waited for; what grew is a new revision. What earlier nights still owe (up to seven days back) is waited for, too.
+    waited for; what grew is a new revision, and a part of what the service holds is not sent (the summary names it).
+    What earlier nights still owe (up to seven days back) is waited for, too, or uploaded if it never was and its export
+    is still there.
 
     Args:
         export: The export's folder: a path or a URL that ``ObjectStoragePath`` understands; ``{night}`` in it becomes
@@ -43,7 +46,8 @@ class QurePlanOperator(QureOperator):
         max_batches: Into how many batches at most; None for ``[qure] max_batches``.
         wait_seconds: How long results are waited for, in seconds, from the plan's beginning on.
         recompute: Whether to send and compute again what earlier runs finished.
-        catch_up: Whether to wait, too, for what earlier runs left waiting.
+        catch_up: Whether to take on, too, what earlier runs left waiting or could not upload.
+        show_only: With ``upload``, what is planned is not taken on by later runs.
         completeness: How the export was judged complete: what ``QureExportSensor`` returned.
         run_group: The task group that this plan belongs to.
         kwargs: See ``QureOperator``.
@@ -52,7 +56,16 @@ class QurePlanOperator(QureOperator):
         A list of batches, each as ``BatchRef.to_xcom`` has it.
     """
 
-    template_fields = ("export", "files", "selection", "identity_policy", "recompute", "completeness", "qure_conn_id")
+    template_fields = (
+        "export",
+        "files",
+        "selection",
+        "identity_policy",
+        "recompute",
+        "completeness",
+        "show_only",
+        "qure_conn_id",
+    )
     ui_color = "#e3f0e8"
 
     def __init__(
@@ -67,6 +80,7 @@ class QurePlanOperator(QureOperator):
         wait_seconds: float = 8 * 3600,
         recompute: bool | str = False,
         catch_up: bool = True,
+        show_only: str | None = None,
         completeness: str | None = None,
         run_group: str = "",
         **kwargs: Any,
@@ -89,6 +103,7 @@ class QurePlanOperator(QureOperator):
         self.wait_seconds = wait_seconds
         self.recompute = recompute
         self.catch_up = catch_up
+        self.show_only = show_only
         self.completeness = completeness
         self.run_group = run_group
 
@@ -119,6 +134,7 @@ class QurePlanOperator(QureOperator):
             scanned, selection = self._read(export)
             entries = ledger.assess(selection.selected, recompute=as_bool(self.recompute))
             counts = _counts(scanned, selection, entries)
+            counts["dry_run"] = show_only_of(self.show_only) is ShowOnly.UPLOAD
             _write_passed_over(store, run, [*scanned.passed_over, *selection.passed_over])
             refs = self._divide(store, ledger, run, entries, export, counts)
         self.log.info(
@@ -205,23 +221,27 @@ def run_folder(night: str, dag_id: str, run_id: str, group_id: str) -> str:
 def _owed(
     store: Store, ledger: Ledger, run: RunRow, conn_id: str, *, besides: set[str]
 ) -> list[tuple[Batch, str, list[ResourceRow]]]:
-    """Return one batch a route of what earlier runs uploaded and still wait for; it needs no source files."""
+    """Return one batch a route and export of what earlier runs left; what is yet to be sent only if that is there."""
     from qure_provider.dicom.manifest import load_batch
     from qure_provider.dicom.model import Batch
+    from qure_provider.store import open_path
 
-    series: dict[Route, list[SelectedSeries]] = {}
-    rows: dict[Route, list[ResourceRow]] = {}
+    series: dict[tuple[Route, str], list[SelectedSeries]] = {}
+    rows: dict[tuple[Route, str], list[ResourceRow]] = {}
     since = run.began_at - OWED_DAYS * 86_400
     for manifest, recorded in ledger.owed_manifests(conn_id=conn_id, since=since, besides=run.id).items():
-        owed = [row for row in recorded if row.uid not in besides]
-        wanted = {row.series_instance_uid for row in owed}
-        batch = load_batch(store.read_json(manifest)["batch"]) if owed else None
-        if batch is not None:
-            rows.setdefault(batch.route, []).extend(owed)
-            series.setdefault(batch.route, []).extend(
+        content = store.read_json(manifest)
+        root = content["export_root"]
+        is_there = open_path(root).is_dir()
+        owed = [row for row in recorded if row.uid not in besides and (is_there or not row.is_to_be_sent)]
+        if owed:
+            batch = load_batch(content["batch"])
+            wanted = {row.series_instance_uid for row in owed}
+            rows.setdefault((batch.route, root), []).extend(owed)
+            series.setdefault((batch.route, root), []).extend(
                 item for item in batch.series if item.series.series_instance_uid in wanted
             )
-    return [(Batch(route, tuple(items)), "", rows[route]) for route, items in series.items()]
+    return [(Batch(route, tuple(items)), root, rows[route, root]) for (route, root), items in series.items()]
 
 
 def _counts(scanned: Scan, selection: Selection, entries: list[PlannedSeries]) -> dict[str, Any]:
@@ -241,6 +261,9 @@ def _counts(scanned: Scan, selection: Selection, entries: list[PlannedSeries]) -
         "resources": sum(len(entry.rows) for entry in entries),
         "bytes": sum(item.series.size for item in selection.selected),
         "warnings": dict(sorted(Counter(_warnings(selection.selected)).items())),
+        "shrunk": [
+            settings.short_ref(entry.selected.series.series_instance_uid) for entry in entries if entry.has_shrunk
+        ],
     }
 
 

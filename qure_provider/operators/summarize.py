@@ -203,6 +203,12 @@ class QureSummarizeOperator(QureOperator):
             problems.append("The night is empty: no series was selected. Did the PACS export anything?")
         elif usual and series < self.least_share_of_usual * usual:
             problems.append(f"Far fewer series than usual: {series}, where the median is {usual:g}.")
+        if run.counts["shrunk"]:
+            problems.append(
+                f"Fewer images than the service has of series {', '.join(run.counts['shrunk'][:_NAMED])}"
+                f"{', and others' * (len(run.counts['shrunk']) > _NAMED)}: nothing was sent, since the service does "
+                "not forget images. Their result is of all of them; 'recompute' has them computed again."
+            )
         is_shown_only = show_only_of(self.show_only) is ShowOnly.UPLOAD
         unresolved = [] if is_shown_only else [row for row in rows if not row.is_resolved or row.doubt]
         problems += [

@@ -68,7 +68,7 @@ def process_export(
         queues: Step to the queue that its tasks go to; None for ``[qure] queues``.
         wait_seconds: How long after the plan results are waited for, in seconds.
         recompute: Whether to send and compute again what earlier runs finished.
-        catch_up: Whether to wait, too, for what earlier runs left waiting.
+        catch_up: Whether to take on, too, what earlier runs left waiting or could not upload.
         completeness: How the export was judged complete: what ``QureExportSensor`` returned.
         notifiers: Who is told of an urgent result: ``AsyncCallback(Notifier, kwargs={...})`` each.
         page_on: Triage meanings that people are told of.
@@ -153,6 +153,7 @@ def process_export(
             wait_seconds=wait_seconds,
             recompute=recompute,
             catch_up=catch_up,
+            show_only=dry_run,
             completeness=completeness,
             run_group=group_id,
             **place("plan"),

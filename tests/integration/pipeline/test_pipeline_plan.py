@@ -3,6 +3,7 @@ import os
 import shutil
 from datetime import UTC, datetime
 
+import pydicom
 import pytest
 import requests
 from pipeline_kit import NIGHT, image, slices
@@ -343,6 +344,52 @@ class TestASeriesThatGained:
         assert (row.revision, row.why, row.identity.patient_id) == (2, Why.REVISION, "SIM-2")
 
 
+class TestAPartOfASeries:
+    """What is exported or chosen by hand with fewer images than the service has."""
+
+    @pytest.fixture
+    def known(self, hospital):
+        hospital.ct(count=12)
+        hospital.night()
+        hospital.new_run("manual__part")
+        hospital.control.forget_requests()
+        return [f"ct/{number}.dcm" for number in range(10)]
+
+    def test_does_not_take_the_whole_ones_place(self, hospital, known):
+        assert hospital.plan(files=known) == []
+        assert hospital.control.requests() == []
+        (row,) = hospital.rows().values()
+        assert (row.revision, row.why, row.outcome) == (1, Why.DONE, "ready")
+
+    def test_makes_the_run_red_that_says_what_to_do(self, hospital, known):
+        hospital.plan(files=known)
+        with pytest.raises(NightUnresolvedError, match="Fewer images than the service has"):
+            hospital.summarize()
+        assert hospital.summary()["sums_hold"]
+
+    def test_is_sent_for_the_asking(self, hospital, known):
+        (row,) = hospital.night(files=known, recompute=True)["resources"]
+        assert (row["revision"], row["outcome"]) == (2, "ready")
+        assert "12 images analysed" in row["impression"]
+
+    def test_of_another_patient_is_a_new_revision(self, hospital, known):
+        for name in known:
+            path = hospital.export / name
+            each = pydicom.dcmread(path)
+            each.PatientID = "SIM-2"
+            each.save_as(path)
+        hospital.plan(files=known)
+        (row,) = hospital.rows().values()
+        assert (row.revision, row.identity.patient_id) == (2, "SIM-2")
+
+    def test_of_which_not_all_had_been_sent_is_sent(self, hospital):
+        hospital.ct(count=12)
+        hospital.plan()
+        hospital.new_run("manual__part")
+        (row,) = hospital.night(files=[f"ct/{number}.dcm" for number in range(10)])["resources"]
+        assert (row["revision"], row["outcome"]) == (2, "ready")
+
+
 class TestWhatTheServiceNoLongerHolds:
     def test_is_sent_again_when_the_night_is_repeated(self, hospital, monkeypatch):
         monkeypatch.setattr(trigger_module, "GRACE_SECONDS", 0.0)
@@ -415,6 +462,51 @@ class TestWhatIsOwedIsCaughtUp:
         hospital.xray("tonight")
         hospital.night()
         assert hospital.rows()[owed].settled_at
+
+    @pytest.fixture
+    def unsent(self, hospital):
+        """A film that could not be uploaded last night, in an export that is still there."""
+        (film,) = hospital.xray("last night")
+        hospital.plan()
+        with pytest.raises(NightUnresolvedError):
+            hospital.summarize()
+        hospital.new_run("scheduled__2")
+        hospital.xray("tonight")
+        return film.SOPInstanceUID
+
+    def test_what_could_not_be_uploaded_is(self, hospital, unsent):
+        summary = hospital.night(files=["tonight/0.dcm"])
+        assert hospital.rows()[unsent].outcome == "ready"
+        assert (summary["outcomes"], summary["counts"]["carried_over"]) == ({"ready": 2}, 1)
+        assert hospital.sent() == 2
+
+    def test_what_the_service_said_that_it_does_not_have_is(self, hospital, unsent):
+        hospital.sql("UPDATE resources SET outcome = 'not uploaded', uploaded_at = 1 WHERE uid = :uid", uid=unsent)
+        hospital.night(files=["tonight/0.dcm"])
+        assert hospital.rows()[unsent].outcome == "ready"
+        assert hospital.sent() == 2
+
+    def test_without_its_export_it_is_left_to_its_own_night(self, hospital, unsent):
+        moved = hospital.export.rename(hospital.export.with_name("tonight"))
+        hospital.plan(export=str(moved), files=["tonight/0.dcm"])
+        assert unsent not in hospital.rows()
+
+    def test_a_dry_run_owes_nothing(self, hospital):
+        (film,) = hospital.xray("shown only")
+        hospital.plan(show_only="upload")
+        hospital.summarize(show_only="upload")
+        hospital.new_run("scheduled__2")
+        hospital.xray("tonight")
+        hospital.plan(files=["tonight/0.dcm"])
+        assert film.SOPInstanceUID not in hospital.rows()
+
+    def test_a_run_without_a_summary_is_under_way_or_was_stopped_and_keeps_what_it_has_to_send(self, hospital):
+        (film,) = hospital.xray("last night")
+        hospital.plan()
+        hospital.new_run("scheduled__2")
+        hospital.xray("tonight")
+        hospital.plan(files=["tonight/0.dcm"])
+        assert film.SOPInstanceUID not in hospital.rows()
 
     def test_a_ct_that_could_not_be_computed_is_owed(self, hospital):
         series = hospital.ct("last night")[0].SeriesInstanceUID
