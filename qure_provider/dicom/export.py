@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -291,7 +291,7 @@ class RemoteFile:
         self._fs = fs
         self._name = name
         self.size = int(info.get("size") or 0)
-        self.modified = _seconds(info)
+        self.modified = modified_seconds(info)
         self.page = 128 * 1024
 
     def read(self, offset: int, length: int) -> bytes:
@@ -337,8 +337,15 @@ def quarantine_for(error: OSError) -> Quarantine:
     return Quarantine.UNREADABLE
 
 
-def _seconds(info: dict[str, Any]) -> float:
-    """A listing's modification time: each store has its own word and form for it."""
+def modified_seconds(info: Mapping[str, Any]) -> float:
+    """Gives a listing's modification time: each store has its own word and form for it.
+
+    Args:
+        info: What an fsspec file system lists of a file.
+
+    Returns:
+        Seconds since the epoch; 0 where the store does not tell.
+    """
     value = next((info[name] for name in _TIMES if info.get(name)), 0.0)
     if isinstance(value, str):
         try:

@@ -11,7 +11,7 @@ from typing import Any
 
 from qure_provider.api.errors import QureError, QureRejectedError, QureTransientError
 from qure_provider.hooks.connection import UploadDialect
-from qure_provider.hooks.outgoing import OutgoingFile
+from qure_provider.hooks.outgoing import ChangedError, OutgoingFile
 
 BLOCK = 1024 * 1024
 """Bytes that are read and sent at a time."""
@@ -122,8 +122,8 @@ class PartsBody:
             Blocks of at most 1 MiB. They share their memory: each is good until the next one is asked for.
 
         Raises:
-            OutgoingFileError: A file is gone, unreadable, or not as long as it was when it was listed. The body ends
-                there, short of its length, so that no server can take it for whole.
+            OutgoingFileError: A file is gone, unreadable, or not the one any more that was listed. The body ends there,
+                short of its length, so that no server can take it for whole.
         """
         block = memoryview(bytearray(BLOCK))
         filled = 0
@@ -196,6 +196,8 @@ def _opened(file: OutgoingFile) -> Any:
         return file.open()
     except OSError as error:
         raise _unreadable(file, error) from None
+    except ChangedError:
+        raise _changed(file) from None
 
 
 class _Measured:
@@ -213,9 +215,23 @@ class _Measured:
             raise _unreadable(self._file, error) from None
         self._left -= count
         if self._left < 0 or (self._left and not count):
-            problem = "A file is not as long as it was when it was listed, so it was not sent. List the export again."
-            raise OutgoingFileError(self._file, QureRejectedError(problem))
+            raise _changed(self._file)
+        if not count and isinstance(self._source, io.FileIO):
+            self._check_unchanged()
         return count
+
+    def _check_unchanged(self) -> None:
+        try:
+            self._file.check_unchanged(self._source)
+        except OSError as error:
+            raise _unreadable(self._file, error) from None
+        except ChangedError:
+            raise _changed(self._file) from None
+
+
+def _changed(file: OutgoingFile) -> OutgoingFileError:
+    problem = "A file changed since it was planned, so it was not sent: run the plan again"
+    return OutgoingFileError(file, QureRejectedError(f"{problem}."))
 
 
 def _unreadable(file: OutgoingFile, error: OSError) -> OutgoingFileError:

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
+
+from qure_provider.dicom.export import modified_seconds
 
 
 class Openable(Protocol):
     """A file by more than its name, an ``ObjectStoragePath`` say."""
 
+    @property
+    def fs(self) -> Any:
+        """The fsspec file system."""
+
+    @property
+    def path(self) -> str:
+        """The path in it."""
+
     def open(self, mode: str) -> IO[Any]:
         """Open it for reading."""
+
+
+class ChangedError(Exception):
+    """A file is not the one any more that was looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileVersion:
+    """What tells a file from another that took its place.
+
+    Attributes:
+        size: In bytes.
+        modified: Modification time, seconds since the epoch; 0 where an object store does not tell.
+    """
+
+    size: int
+    modified: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +56,7 @@ class OutgoingFile:
         size: Bytes that are sent, the header's included.
         header: What goes before the file's own bytes.
         offset: How many of the file's first bytes are left out.
+        version: The file as it was when it was decided whose it is; None where nobody looked.
     """
 
     sop_instance_uid: str = field(repr=False)
@@ -36,6 +65,7 @@ class OutgoingFile:
     size: int
     header: bytes = field(default=b"", repr=False)
     offset: int = 0
+    version: FileVersion | None = field(default=None, repr=False)
 
     def open(self) -> Any:
         """Open the file where its own bytes begin.
@@ -45,11 +75,41 @@ class OutgoingFile:
 
         Raises:
             OSError: If it cannot be opened.
+            ChangedError: If it is another file, or another version of it, than the one that was looked at.
         """
         if isinstance(self.path, str | Path):
             file: Any = open(self.path, "rb", buffering=0)  # noqa: PTH123, SIM115
         else:
             file = self.path.open("rb")
-        if self.offset:
-            file.seek(self.offset)
+        try:
+            self.check_unchanged(file)
+            if self.offset:
+                file.seek(self.offset)
+        except BaseException:
+            file.close()
+            raise
         return file
+
+    def check_unchanged(self, file: Any) -> None:
+        """Compare an opened file with the one that was looked at.
+
+        A local file is asked through its own descriptor, so nothing can be put in its place in between. Of object
+        storage, what the store lists at this moment is compared.
+
+        Args:
+            file: What ``open`` gave.
+
+        Raises:
+            ChangedError: If it is another.
+        """
+        if self.version is None:
+            return
+        if isinstance(self.path, str | Path):
+            status = os.fstat(file.fileno())
+            found = FileVersion(status.st_size, status.st_mtime)
+        else:
+            self.path.fs.invalidate_cache(self.path.path)
+            listed = self.path.fs.info(self.path.path)
+            found = FileVersion(int(listed.get("size") or 0), modified_seconds(listed))
+        if found != self.version:
+            raise ChangedError

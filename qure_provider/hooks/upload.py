@@ -6,9 +6,9 @@ import logging
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qure_provider.api.errors import QureError, QureRejectedError, QureSettingsError, QureTransientError
 from qure_provider.api.model import UploadAnswer
@@ -53,6 +53,9 @@ class UploadReport:
         not_sent: Given up because ``should_stop`` said so.
         requests: Upload requests that were made, repeated ones included.
         bytes_sent: Bytes of their bodies.
+        held: How many files of a series the service says that it holds, those of earlier uploads included. Whether it
+            counts what one request brought or all that it holds is not stated anywhere, so there are only series here
+            if some answer counted more than its request had brought.
     """
 
     acknowledged: tuple[OutgoingFile, ...] = ()
@@ -60,6 +63,7 @@ class UploadReport:
     not_sent: tuple[OutgoingFile, ...] = ()
     requests: int = 0
     bytes_sent: int = 0
+    held: Mapping[str, int] = field(default_factory=dict)
 
 
 class Traffic:
@@ -172,7 +176,13 @@ class UploadRun:
             not_sent=tuple(left),
             requests=traffic.requests,
             bytes_sent=traffic.bytes_sent,
+            held=self._held(),
         )
+
+    def _held(self) -> dict[str, int]:
+        if not any(known.is_of_all for known in self._series.values()):
+            return {}
+        return {uid: known.counted for uid, known in self._series.items() if known.counted}
 
     def _begin(self, request: tuple[OutgoingFile, ...]) -> Future[UploadAnswer]:
         future: Future[UploadAnswer] = Future()

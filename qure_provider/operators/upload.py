@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,8 @@ from qure_provider.operators.work import BatchWork, open_batch
 from qure_provider.retries import StepIncompleteError
 
 if TYPE_CHECKING:
+    from qure_provider.api.errors import QureError
     from qure_provider.hooks.outgoing import OutgoingFile
-    from qure_provider.hooks.qure import UploadFailure
     from qure_provider.ledger.ledger import ResourceRow
 
 _PROGRESS = "acknowledged"
@@ -64,7 +65,7 @@ class QureUploadOperator(QureOperator):
         from qure_provider.dicom.model import Fate
         from qure_provider.dicom.scan import scan, scan_files
         from qure_provider.dicom.select import SelectionRules, select
-        from qure_provider.hooks.outgoing import OutgoingFile
+        from qure_provider.hooks.outgoing import FileVersion, OutgoingFile
         from qure_provider.hooks.qure import QureHook
 
         settings.identity_policy(self.identity_policy)
@@ -87,6 +88,7 @@ class QureUploadOperator(QureOperator):
                         series_instance_uid=selected.series.series_instance_uid,
                         path=str(root / instance.path),
                         size=instance.size,
+                        version=FileVersion(instance.size, instance.modified),
                     )
                     for instance in selected.series.instances
                 ]
@@ -101,10 +103,18 @@ class QureUploadOperator(QureOperator):
         with QureHook(self.qure_conn_id, operator=type(self).__name__) as hook:
             report = hook.upload([file for file in outgoing if _mark(file) not in held], on_acknowledged=remember)
         held.difference_update(_mark(item.file) for item in report.failed)
+        acknowledged = Counter(file.series_instance_uid for file in outgoing if _mark(file) in held)
+        short = {
+            uid: error
+            for uid in refs[Route.CT.value]
+            if (error := _short(report.held.get(uid), acknowledged[uid])) is not None
+        }
+        held.difference_update(_mark(file) for file in outgoing if file.series_instance_uid in short)
         state.set(_PROGRESS, [*held])
         failures = [
             *quarantined,
             *((settings.short_ref(item.file.series_instance_uid), item.error) for item in report.failed),
+            *((settings.short_ref(uid), error) for uid, error in short.items()),
         ]
         if failures:
             raise StepIncompleteError("Uploading files", failures, len(outgoing) + len(quarantined))
@@ -153,13 +163,14 @@ class QureUploadBatchOperator(QureOperator):
                 self._upload(work, todo)
 
     def _upload(self, work: BatchWork, todo: list[ResourceRow]) -> None:
-        from qure_provider.api.model import Outcome
+        from qure_provider.api.model import Outcome, Route
         from qure_provider.hooks.qure import QureHook
 
         held = work.ledger.acknowledged(row.id for row in todo)
         files = {row.id: _files_of(work, row) for row in todo}
         resource_of = {file: row_id for row_id, group in files.items() for file in group}
         missing = {row_id: {file.sop_instance_uid for file in group} - held[row_id] for row_id, group in files.items()}
+        series = {row.id: row.series_instance_uid for row in todo if row.route is Route.CT}
 
         def record(sent: Sequence[OutgoingFile]) -> None:
             work.check()
@@ -167,7 +178,7 @@ class QureUploadBatchOperator(QureOperator):
             for file in sent:
                 missing[resource_of[file]].discard(file.sop_instance_uid)
             done = {row_id for row_id in {resource_of[file] for file in sent} if not missing[row_id]}
-            work.ledger.mark_uploaded(done)
+            work.ledger.mark_uploaded(done - series.keys())
 
         work.ledger.mark_uploaded(row_id for row_id, uids in missing.items() if not uids)
         outgoing = [
@@ -182,22 +193,45 @@ class QureUploadBatchOperator(QureOperator):
             report.bytes_sent,
             len(report.failed),
         )
-        work.ledger.retract((resource_of[item.file], item.file.sop_instance_uid) for item in report.failed)
-        first_failures: dict[int, UploadFailure] = {}
         for failure in report.failed:
-            first_failures.setdefault(resource_of[failure.file], failure)
-        for row_id, failure in first_failures.items():
-            work.ledger.record_failure([row_id], Outcome.NOT_UPLOADED, f"upload: {failure.error}")
-        if first_failures:
+            missing[resource_of[failure.file]].add(failure.file.sop_instance_uid)
+        failures: dict[int, QureError] = {}
+        gone = {(resource_of[item.file], item.file.sop_instance_uid) for item in report.failed}
+        for failure in report.failed:
+            failures.setdefault(resource_of[failure.file], failure.error)
+        for row_id, uid in series.items():
+            if short := _short(report.held.get(uid), len(files[row_id]) - len(missing[row_id])):
+                failures[row_id] = short
+                gone |= {(row_id, file.sop_instance_uid) for file in files[row_id]}
+        work.ledger.retract(gone)
+        work.ledger.mark_uploaded(row_id for row_id in series if not missing[row_id] and row_id not in failures)
+        for row_id, error in failures.items():
+            work.ledger.record_failure([row_id], Outcome.NOT_UPLOADED, f"upload: {error}")
+        if failures:
             refs = {row.id: settings.short_ref(row.uid) for row in todo}
             raise StepIncompleteError(
-                "Uploading", ((refs[row_id], item.error) for row_id, item in first_failures.items()), len(todo)
+                "Uploading", ((refs[row_id], error) for row_id, error in failures.items()), len(todo)
             )
+
+
+def _short(held: int | None, acknowledged: int) -> QureError | None:
+    """Say what is wrong where the service holds fewer images of a series than it acknowledged, now or before.
+
+    Which ones it lost it does not say, so all of the series is sent again.
+    """
+    from qure_provider.api.errors import QureTransientError
+
+    if held is None or held >= acknowledged:
+        return None
+    return QureTransientError(
+        f"The service says that it holds {held} images of a series of which it acknowledged {acknowledged}, so it is "
+        "not computed; the next try sends all of it again."
+    )
 
 
 def _files_of(work: BatchWork, row: ResourceRow) -> list[OutgoingFile]:
     from qure_provider.api.model import Route
-    from qure_provider.hooks.outgoing import OutgoingFile
+    from qure_provider.hooks.outgoing import FileVersion, OutgoingFile
     from qure_provider.store import open_path
 
     root = open_path(work.export_root)
@@ -209,6 +243,7 @@ def _files_of(work: BatchWork, row: ResourceRow) -> list[OutgoingFile]:
             series_instance_uid=row.series_instance_uid,
             path=str(root / instance.path) if is_local else root / instance.path,
             size=instance.size,
+            version=FileVersion(instance.size, instance.modified),
         )
         for instance in series.instances
         if row.route is Route.CT or instance.sop_instance_uid == row.uid

@@ -2,6 +2,7 @@ import json
 import os
 from dataclasses import replace
 
+import pydicom
 import pytest
 from pipeline_kit import image
 
@@ -205,6 +206,112 @@ class TestWhatTheServiceLost:
         with pytest.raises(StepIncompleteError, match="license has expired") as failure:
             hospital.upload(batch)
         assert QureRetryPolicy().evaluate(failure.value, 1, 3).action.value == "fail"
+
+    @pytest.mark.parametrize("parallel", [1, 4])
+    def test_a_series_is_computed_only_when_the_service_says_that_it_holds_all_of_it(
+        self, hospital, monkeypatch, parallel
+    ):
+        """It acknowledges files that it loses; a retry that sends the rest must not take the series for whole."""
+        fields = json.loads(os.environ["AIRFLOW_CONN_QURE_DEFAULT"])
+        fields["extra"] |= {"max_request_bytes": 8600, "parallel_uploads": parallel}
+        monkeypatch.setenv("AIRFLOW_CONN_QURE_DEFAULT", json.dumps(fields))
+        hospital.ct(count=12)
+        (batch,) = hospital.plan()
+        hospital.control.inject(LoseFiles(count=1, acknowledged=True, skip=3, times=12))
+
+        failures = []
+        for _ in range(8):
+            try:
+                hospital.upload(batch)
+                break
+            except StepIncompleteError as failure:
+                failures.append(failure)
+                (row,) = hospital.rows().values()
+                assert (row.outcome, row.uploaded_at) == ("not uploaded", None)
+                hospital.compute(batch)
+                assert hospital.control.count("compute") == 0
+
+        assert failures
+        assert all(QureRetryPolicy().evaluate(failure, 1, 3).action.value != "fail" for failure in failures)
+        hospital.compute(batch)
+        assert hospital.control.resources(row.uid)[0].images == 12
+
+    def test_a_series_that_it_never_holds_whole_says_so(self, hospital, small_requests):
+        """The images that an earlier try had acknowledged are gone when the rest is there."""
+        hospital.ct(count=10)
+        (batch,) = hospital.plan()
+        with hospital.ledger() as ledger:
+            (row,) = hospital.rows().values()
+            ledger.acknowledge((row.id, uid) for uid in sorted(self.images(hospital))[:2])
+
+        with pytest.raises(StepIncompleteError, match="holds 8 images of a series of which it acknowledged 10"):
+            hospital.upload(batch)
+
+        (row,) = hospital.rows().values()
+        assert (row.outcome, row.uploaded_at) == ("not uploaded", None)
+        assert "not computed" in row.reason
+        hospital.upload(batch)
+        assert len(set(registered(hospital))) == 10
+
+    @staticmethod
+    def images(hospital):
+        return [pydicom.dcmread(path).SOPInstanceUID for path in hospital.export.rglob("*.dcm")]
+
+
+class TestAFileThatIsReplacedAfterThePlan:
+    """The plan says whose it is: another file in its place would be sent under that name."""
+
+    def replace(self, hospital, name):
+        """Put another patient's image of the same UIDs and length in a file's place."""
+        path = hospital.export / name
+        old = pydicom.dcmread(path)
+        keep = {key: old[key].value for key in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")}
+        hospital.put(name, image("CR", PatientName="SIMULATED^ANOTHER", PatientID="SIM-2", InstanceNumber=1, **keep))
+
+    def test_is_not_sent_and_harms_no_other(self, hospital):
+        (film,), (other,) = hospital.xray("x0"), hospital.xray("x1")
+        hospital.ct()
+        (batch,) = (batch for batch in hospital.plan(max_batches=2) if batch["route"] == "xray")
+        before = (hospital.export / "x0/0.dcm").stat()
+        self.replace(hospital, "x0/0.dcm")
+        assert (hospital.export / "x0/0.dcm").stat().st_size == before.st_size
+
+        with pytest.raises(StepIncompleteError, match="changed since it was planned") as failure:
+            hospital.upload(batch)
+
+        assert QureRetryPolicy().evaluate(failure.value, 1, 3).action.value == "fail"
+        rows = hospital.rows()
+        assert registered(hospital) == [other.SOPInstanceUID]
+        assert rows[film.SOPInstanceUID].outcome == "not uploaded"
+        assert "run the plan again" in rows[film.SOPInstanceUID].reason
+        assert rows[other.SOPInstanceUID].uploaded_at
+
+    def test_goes_out_as_what_it_is_with_the_next_plan(self, hospital):
+        (film,) = hospital.xray("x0")
+        (batch,) = hospital.plan()
+        self.replace(hospital, "x0/0.dcm")
+        with pytest.raises(StepIncompleteError):
+            hospital.upload(batch)
+        hospital.new_run("scheduled__2")
+
+        (batch,) = hospital.plan()
+        hospital.upload(batch)
+
+        row = hospital.rows()[film.SOPInstanceUID]
+        assert row.uploaded_at
+        assert row.identity.patient_id == "SIM-2"
+
+    def test_one_slice_of_a_series_keeps_the_series_back(self, hospital):
+        slices = hospital.ct()
+        (batch,) = hospital.plan()
+        (hospital.export / "ct/3.dcm").touch()
+
+        with pytest.raises(StepIncompleteError, match="changed since it was planned"):
+            hospital.upload(batch)
+
+        hospital.compute(batch)
+        assert slices[3].SOPInstanceUID not in registered(hospital)
+        assert hospital.control.count("compute") == 0
 
 
 class TestTheThreeKindsOfErrors:

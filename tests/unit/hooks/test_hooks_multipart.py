@@ -1,15 +1,17 @@
 import email.policy
 import io
+import os
 from email.parser import BytesParser
 
 import pytest
+from airflow.sdk import ObjectStoragePath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qure_provider.api.errors import QureRejectedError, QureTransientError
 from qure_provider.hooks.connection import UploadDialect
 from qure_provider.hooks.multipart import BLOCK, CLOSING_SIZE, MultipartBody, OutgoingFileError, part_size
-from qure_provider.hooks.outgoing import OutgoingFile
+from qure_provider.hooks.outgoing import FileVersion, OutgoingFile
 
 
 def outgoing(path, content, *, header=b"", offset=0, size=None):
@@ -185,3 +187,37 @@ def test_repr_of_a_file_tells_nothing_of_the_patient(tmp_path):
     file = outgoing(tmp_path / "DOE^JANE", b"x", header=b"secret")
 
     assert repr(file) == "OutgoingFile(size=7, offset=0)"
+
+
+@pytest.mark.parametrize("path_of", [str, lambda path: ObjectStoragePath(f"file://{path}")])
+def test_a_file_that_is_not_the_one_that_was_looked_at_is_not_sent(tmp_path, path_of):
+    path = tmp_path / "image"
+    path.write_bytes(b"first")
+    listed = FileVersion(path.stat().st_size, path.stat().st_mtime)
+    file = OutgoingFile("1.2.3", "1.2", path_of(path), 5, version=listed)
+    assert b"first" in whole(MultipartBody([file], UploadDialect.FORM_DATA))
+
+    path.write_bytes(b"other")
+    os.utime(path, (listed.modified + 1, listed.modified + 1))
+
+    with pytest.raises(OutgoingFileError) as failure:
+        whole(MultipartBody([file], UploadDialect.FORM_DATA))
+    assert failure.value.file is file
+    assert isinstance(failure.value.error, QureRejectedError)
+    assert "changed since it was planned" in str(failure.value.error)
+
+
+def test_a_file_that_changes_while_it_is_sent_ends_the_request_short(tmp_path):
+    path = tmp_path / "image"
+    path.write_bytes(bytes(3 * BLOCK))
+    listed = FileVersion(path.stat().st_size, path.stat().st_mtime)
+    body = MultipartBody(
+        [OutgoingFile("1.2.3", "1.2", str(path), listed.size, version=listed)], UploadDialect.FORM_DATA
+    )
+    blocks = iter(body)
+    next(blocks)
+    os.utime(path, (listed.modified + 1, listed.modified + 1))
+
+    with pytest.raises(OutgoingFileError, match="changed since it was planned"):
+        list(blocks)
+    assert body.sent < len(body)
