@@ -26,18 +26,21 @@ BACKOFF = wait_random_exponential(multiplier=1, max=15)
 """Seconds between tries: at random up to 1, 2, 4, so that many tasks do not come back at once."""
 
 
-def retrying(what: str, *, is_large: bool = False, sleep: Callable[[float], None] = nap) -> Retrying:
+def retrying(
+    what: str, *, tries: int = MAX_TRIES, is_large: bool = False, sleep: Callable[[float], None] = nap
+) -> Retrying:
     """Make the loop around a request.
 
     Args:
         what: What is being done, in fixed words.
+        tries: How often at most.
         is_large: Whether a try may take long because of its size; then only their number is limited.
         sleep: Waits for so many seconds.
 
     Returns:
         A callable that takes the request as a function, and raises the last try's error.
     """
-    few = stop_after_attempt(MAX_TRIES)
+    few = stop_after_attempt(tries)
     return Retrying(
         retry=retry_if_exception(_may_pass_soon),
         stop=few if is_large else few | stop_before_delay(MAX_TOTAL),

@@ -158,7 +158,8 @@ class QureCollectBatchOperator(QureOperator):
     ) -> dict[int, Exception]:
         """Ask for every row's result, tell people of the urgent ones, and fetch what is ready.
 
-        A question that failed leaves its row to be asked again by the trigger.
+        A question that failed leaves its row to be asked again by the trigger, and so does a service that is away: it
+        is not waited for here. One image alone may be denied for its own sake, or for a moment after its upload.
 
         Returns:
             The rows whose files could not be fetched, and why.
@@ -168,7 +169,7 @@ class QureCollectBatchOperator(QureOperator):
 
         ready: list[tuple[ResourceRow, ResultAnswer]] = []
         denied = 0
-        for row, answer, error in _in_parallel(lambda row: hook.result(row.ref), rows):
+        for row, answer, error in _in_parallel(_Questions(hook).ask, rows):
             work.check()
             if isinstance(error, QureRejectedError):
                 work.ledger.record_failure([row.id], Outcome.FAILED, str(error))
@@ -179,7 +180,7 @@ class QureCollectBatchOperator(QureOperator):
             elif answer is not None:
                 denied += answer.outcome is Outcome.DENIED
                 work.ledger.record_answer(row.id, answer, settled=row.id in done and _is_taken(answer))
-        if denied == len(rows):
+        if denied == len(rows) > 1 and denied == sum(row.uploaded_at is not None for row in work.rows()):
             raise QureSettingsError(
                 "The service denies every result of this batch: check the connection's Source, and that the images "
                 "were sent to the same workspace."
@@ -250,6 +251,27 @@ class QureCollectBatchOperator(QureOperator):
             method_name="resume",
             timeout=timedelta(seconds=max(deadline - time.time(), 1.0) + 60.0),
         )
+
+
+class _Questions:
+    """Questions to a service that may be away: once two failed and none was answered, the others are not asked."""
+
+    def __init__(self, hook: QureHook) -> None:
+        self._hook = hook
+        self._answered = self._failed = 0
+
+    def ask(self, row: ResourceRow) -> ResultAnswer:
+        from qure_provider.api.errors import QureTransientError
+
+        if self._failed > 1 and not self._answered:
+            raise QureTransientError("not asked: the service does not answer")
+        try:
+            answer = self._hook.result(row.ref, tries=1)
+        except QureTransientError:
+            self._failed += 1
+            raise
+        self._answered += 1
+        return answer
 
 
 def _fetch(work: BatchWork, hook: QureHook, row: ResourceRow, answer: ResultAnswer, *, is_settled: bool) -> None:

@@ -508,6 +508,37 @@ class TestTheServicesErrors:
         with pytest.raises(QureSettingsError, match="Source"):
             hospital.collect(batch)
 
+    def test_one_alone_that_is_denied_right_after_its_upload_is_asked_for_again(self, hospital):
+        (film,) = hospital.xray()
+        hospital.control.inject(Answer(kind="results", uid=film.SOPInstanceUID, status=403, json_body={}))
+        batch = uploaded(hospital)
+        hospital.collect(batch)
+        assert hospital.rows()[film.SOPInstanceUID].is_resolved
+
+    def test_the_last_of_a_batch_that_is_denied_is_its_own_outcome(self, hospital, monkeypatch):
+        monkeypatch.setattr(trigger_module, "GRACE_SECONDS", 0.5)
+        monkeypatch.setattr(trigger_module, "SHARE", 0.5)
+        denied, ready = hospital.xray(images=2)
+        hospital.control.plan(denied.SOPInstanceUID, outcome="denied")
+        batch = uploaded(hospital)
+        hospital.collect(batch)
+        assert len(hospital.events) > 1
+        assert {uid: row.outcome for uid, row in hospital.rows().items()} == {
+            denied.SOPInstanceUID: "denied",
+            ready.SOPInstanceUID: "ready",
+        }
+
+    def test_a_service_that_is_away_is_waited_for_in_the_triggerer(self, hospital):
+        films = hospital.xray(images=40)
+        batch = uploaded(hospital)
+        hospital.control.forget_requests()
+        hospital.control.inject(Answer(kind="results", status=503, times=None))
+        with pytest.raises(TaskDeferred):
+            hospital.collector(batch).execute(hospital.context())
+        assert hospital.control.count("results") <= 8
+        assert {row.outcome for row in hospital.rows().values()} == {None}
+        assert len(films) == 40
+
     def test_a_ct_that_was_never_computed_is_said_so_after_a_while(self, hospital, monkeypatch):
         monkeypatch.setattr(trigger_module, "GRACE_SECONDS", 0.0)
         series = hospital.ct()[0].SeriesInstanceUID
@@ -639,7 +670,7 @@ class TestTheTrigger:
         batch = uploaded(hospital)
         begun = time.monotonic()
         event = fire(self.trigger(hospital, batch, deadline=time.time() + 0.5))
-        assert event == {"wake": "deadline", "urgent": [], "done": []}
+        assert event == {"wake": "deadline", "urgent": [], "done": [], "told": []}
         assert 0.4 < time.monotonic() - begun < 30
 
     def test_it_does_not_ask_for_what_it_is_told_to_leave_out_nor_for_what_is_over(self, hospital):
