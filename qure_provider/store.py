@@ -14,8 +14,9 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,10 @@ def result_folder(study_instance_uid: str, series_instance_uid: str, uid: str, r
     """Return where a resource's result lies, relative to the store's root. The UIDs must have been checked."""
     image = f"/{uid}" if route is Route.XRAY else ""
     return f"studies/{study_instance_uid}/{series_instance_uid}{image}/r{revision}"
+
+
+_SCRATCH = ".scratch"
+_SCRATCH_LIVES = 86_400.0
 
 
 class Store:
@@ -121,7 +126,7 @@ class Store:
     def scratch(self) -> Iterator[Path]:
         """Give a temporary local folder, on the store's own disk where that is local."""
         if isinstance(self.root, Path):
-            parent = self.root / ".scratch"
+            parent = self.root / _SCRATCH
             parent.mkdir(parents=True, exist_ok=True)
             folder = tempfile.mkdtemp(dir=parent)
         else:
@@ -130,3 +135,15 @@ class Store:
             yield Path(folder)
         finally:
             shutil.rmtree(folder)
+
+    def sweep(self) -> int:
+        """Remove temporary folders that killed processes left a day ago or longer; return how many."""
+        if not isinstance(self.root, Path):
+            return 0
+        swept = 0
+        for path in (self.root / _SCRATCH).glob("*"):
+            with suppress(FileNotFoundError):  # another plan sweeps, too
+                if path.stat().st_mtime < time.time() - _SCRATCH_LIVES:
+                    shutil.rmtree(path)
+                    swept += 1
+        return swept

@@ -116,6 +116,7 @@ class QurePlanOperator(QureOperator):
         export = in_night(self.export, night)
         root = self.store_root or settings.store_root()
         store = Store(root)
+        store.sweep()
         dag_run = context["dag_run"]
         with Ledger.open(ledger_url(root), create=True) as ledger:
             # First of all, so that the summary of a plan that fails finds none and not the one before a clear.

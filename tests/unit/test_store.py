@@ -60,6 +60,16 @@ class TestWholeOrNotAtAll:
         assert store.read_json("one.json") == {"is": "old"}
         assert list((store.root / ".scratch").iterdir()) == []
 
+    def test_what_a_killed_process_left_is_swept_a_day_later_and_not_before(self, store):
+        with store.scratch() as in_use:
+            left = in_use.with_name("left")
+            left.mkdir()
+            (left / "asset.dcm").write_bytes(b"SIMULATED")
+            os.utime(left, (0, 0))
+            assert store.sweep() == 1
+            assert (left.exists(), in_use.exists()) == (False, True)
+            assert store.sweep() == 0
+
     def test_a_file_that_is_put_is_moved(self, store):
         with store.scratch() as folder:
             local = folder / "x"
@@ -87,6 +97,9 @@ class TestObjectStorage:
         assert not local.exists()
         assert store.exists("a/x.pdf")
         assert not store.exists("a/y.pdf")
+
+    def test_has_nothing_to_sweep_there(self, bucket):
+        assert Store(bucket).sweep() == 0
 
     def test_needs_no_scratch_folder_there(self, bucket):
         with Store(bucket).scratch() as folder:
