@@ -18,16 +18,20 @@ from qure_provider.retries import StepIncompleteError
 
 if TYPE_CHECKING:
     from qure_provider.api.errors import QureError
+    from qure_provider.dicom.model import PassedOver
     from qure_provider.hooks.outgoing import OutgoingFile
     from qure_provider.ledger.ledger import ResourceRow
 
 _PROGRESS = "acknowledged"
+_DICOM_SUFFIXES = frozenset({"", ".dcm", ".dicom", ".dic", ".ima"})
 
 
 class QureUploadOperator(QureOperator):
     """Upload DICOM files, and return what results can be asked for.
 
-    A retry sends only what was not acknowledged before; clearing the task after success sends everything again.
+    A retry sends only what was not acknowledged before; clearing the task after success sends everything again. What
+    cannot be sent fails the task after everything else went; in a folder, a file that is not DICOM and has the name of
+    something else (``.txt``) is only passed over. It fails, too, where there is nothing to send.
 
     Args:
         paths: Local files or folders (a folder is read whole, with everything below it).
@@ -72,14 +76,15 @@ class QureUploadOperator(QureOperator):
         outgoing: list[OutgoingFile] = []
         refs: dict[str, list[str]] = {route.value: [] for route in Route}
         quarantined: list[tuple[str, Exception]] = []
+        passed_over: Counter[str] = Counter()
         for root, files in _roots([self.paths] if isinstance(self.paths, str) else self.paths):
             scanned = scan_files(root, files) if files else scan(root)
             selection = select(scanned, SelectionRules.from_mapping(self.selection or {}))
-            quarantined += [
-                ("file", QureRejectedError(item.reason))
-                for item in scanned.passed_over
-                if item.fate is Fate.QUARANTINED
-            ]
+            for item in (*scanned.passed_over, *selection.passed_over):
+                if item.fate is Fate.QUARANTINED and (files or not _is_something_else(item)):
+                    quarantined.append(("file", QureRejectedError(item.reason)))
+                else:
+                    passed_over[item.reason] += 1
             for selected in selection.selected:
                 refs[selected.route.value] += [ref.uid for ref in selected.resources]
                 outgoing += [
@@ -92,6 +97,13 @@ class QureUploadOperator(QureOperator):
                     )
                     for instance in selected.series.instances
                 ]
+        for reason, number in passed_over.items():
+            self.log.info("Passed over: files=%d reason=%s", number, reason)
+        if not outgoing and not quarantined:
+            reasons = "; ".join(f"{number} {reason}" for reason, number in passed_over.items())
+            raise QureRejectedError(
+                f"There is nothing to upload: check 'paths' and 'selection' ({reasons or 'no files'})."
+            )
         state = context["task_state_store"]
         recorded = state.get(_PROGRESS, default=[])
         held: set[str] = set(map(str, recorded)) if isinstance(recorded, list) else set()
@@ -248,6 +260,14 @@ def _files_of(work: BatchWork, row: ResourceRow) -> list[OutgoingFile]:
         for instance in series.instances
         if row.route is Route.CT or instance.sop_instance_uid == row.uid
     ]
+
+
+def _is_something_else(item: PassedOver) -> bool:
+    """Whether a file neither is DICOM nor has a name that says so."""
+    from qure_provider.dicom.reasons import Quarantine
+
+    suffix = Path(item.path).suffix.lower()
+    return item.reason == Quarantine.NOT_DICOM and suffix not in _DICOM_SUFFIXES and not suffix[1:].isdigit()
 
 
 def _roots(paths: Sequence[str]) -> list[tuple[Path, list[str]]]:

@@ -7,7 +7,7 @@ import time
 import pytest
 from pipeline_kit import State, image
 
-from qure_provider.api.errors import QureSettingsError
+from qure_provider.api.errors import QureRejectedError, QureSettingsError
 from qure_provider.emulator.model import Answer, MissingFiles
 from qure_provider.hooks.upload import UploadRun
 from qure_provider.operators import fetch as fetch_module
@@ -126,6 +126,26 @@ class TestUpload:
         assert [file.sop_instance_uid for file in hospital.control.received()] == [film.SOPInstanceUID]
         assert QureRetryPolicy().evaluate(failure.value, 1, 3).action.value == "fail"
         assert "PATIENT" not in str(failure.value)
+
+    def test_a_text_beside_the_images_of_a_folder_is_no_failure(self, hospital):
+        hospital.xray()
+        (hospital.export / "Export log.txt").write_text("SIMULATED")
+        assert self.upload(hospital, hospital.export)["files"] == 1
+
+    def test_one_that_was_named_is(self, hospital):
+        note = hospital.export / "Export log.txt"
+        note.write_text("SIMULATED")
+        with pytest.raises(StepIncompleteError, match="not DICOM"):
+            self.upload(hospital, note)
+
+    @pytest.mark.parametrize("modality", ["MR", None])
+    def test_nothing_to_send_is_no_success(self, hospital, modality):
+        if modality:
+            hospital.put("scan.dcm", image(modality))
+        with pytest.raises(QureRejectedError, match="nothing to upload: check 'paths' and 'selection'") as failure:
+            self.upload(hospital, hospital.export)
+        assert QureRetryPolicy().evaluate(failure.value, 1, 3).action.value == "fail"
+        assert hospital.control.requests() == []
 
     def test_selection_rules_apply(self, hospital):
         hospital.xray()
