@@ -39,6 +39,12 @@ with DAG(
             title="Marker file",
             description="Or when a file of this name lies in the folder. Empty: the quiet time decides.",
         ),
+        "deliver_to": Param(
+            " ".join(settings.deliver_to()) or None,
+            type=["null", "string"],
+            title="Deliver to",
+            description="Connection ids or folders' URLs, separated by blanks. Empty: results stay in the store.",
+        ),
         "dry_run": Param(
             None,
             type=["null", "string"],
@@ -66,7 +72,11 @@ with DAG(
         export="{{ params.export }}",
         recompute="{{ params.recompute }}",
         dry_run="{{ params.dry_run or '' }}",
-        deliver_to=settings.deliver_to(),
+        deliver_to="{{ params.deliver_to or '' }}",
+        rules=settings.rules(),
+        notifiers=settings.notifiers(),
+        page_on=settings.page_on(),
+        page_findings=settings.page_findings(),
         completeness="{{ ti.xcom_pull(task_ids='export_is_complete') }}",
         wait_seconds=18 * 3600,
     )

@@ -53,5 +53,6 @@ with DAG(
         states="{{ params.states or '' }}",
         since="{{ params.since or '' }}",
         even_if_not_due="{{ params.even_if_not_due }}",
+        notifiers=settings.notifiers(),
         **settings.placement("redeliver"),
     )

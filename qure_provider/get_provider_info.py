@@ -154,6 +154,31 @@ _CONFIG_OPTIONS: dict[str, Any] = {
         "",
         example="pacs ris",
     ),
+    "rules": _option(
+        "What the provider's own DAGs deliver where, as JSON: an ordered list of objects with 'when', 'send' and 'to'; "
+        "deliver_to gets everything that no rule for it decides.",
+        "",
+        example='[{"when": {"product": ["qxr"]}, "send": ["sc"], "to": ["pacs"]}]',
+    ),
+    "notifiers": _option(
+        "Whom the provider's own DAGs tell of urgent results, as JSON: a list of Airflow notifiers, each with its "
+        "class's path and its arguments, in which {{ alert.text }} and the other fields of Alert can be used. Empty: "
+        "nobody is told.",
+        "",
+        sensitive=True,
+        example='[{"path": "airflow.providers.smtp.notifications.smtp.SmtpNotifier", "kwargs": {"to": '
+        '"duty@hospital.example", "subject": "AI result", "html_content": "{{ alert.text }}"}}]',
+    ),
+    "page_on": _option(
+        "The triage meanings that people are told of, separated by commas: urgent, abnormal, unknown.",
+        "urgent",
+    ),
+    "page_findings": _option(
+        "Finding or decision keys that people are told of besides, separated by commas; X-ray results have no urgent "
+        "ones of their own. Empty: none.",
+        "",
+        example="pneumothorax",
+    ),
     "timezone": _option(
         "The hospital's time zone, by which nights are named. Empty: Airflow's default.", "", example="Asia/Kolkata"
     ),

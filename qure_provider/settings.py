@@ -13,6 +13,8 @@ from typing import Any
 from urllib.parse import quote
 
 from airflow.sdk.configuration import conf
+from airflow.sdk.definitions.callback import AsyncCallback
+from airflow.sdk.module_loading import import_string  # type: ignore[attr-defined]
 
 SECTION = "qure"
 
@@ -75,6 +77,55 @@ def timezone() -> str:
 def deliver_to() -> list[str]:
     """Return ``[qure] deliver_to``: where the DAGs that come with the provider deliver everything."""
     return _text("deliver_to").replace(",", " ").split()
+
+
+def rules() -> list[dict[str, Any]]:
+    """Return ``[qure] rules``: what the DAGs that come with the provider deliver where, before ``deliver_to``."""
+    return _list_of_objects("rules", conf.getjson(SECTION, "rules", fallback=[]))
+
+
+def notifiers() -> list[AsyncCallback]:
+    """Return ``[qure] notifiers``: whom the DAGs that come with the provider tell of urgent results.
+
+    Raises:
+        ValueError: If it is no list of notifiers that can be imported here.
+    """
+    found = []
+    for entry in _list_of_objects("notifiers", conf.getjson(SECTION, "notifiers", fallback=[])):
+        path, kwargs = entry.get("path"), entry.get("kwargs", {})
+        if set(entry) - {"path", "kwargs"} or not isinstance(path, str) or not isinstance(kwargs, dict):
+            raise ValueError(f"{_NOTIFIERS} must hold objects with a class's 'path' and its arguments, 'kwargs'.")
+        try:
+            found.append(AsyncCallback(import_string(path), kwargs=kwargs))
+        except (ImportError, AttributeError, ValueError):
+            raise ValueError(
+                f"{_NOTIFIERS} names {path!r}, which is no notifier that can be imported here. Install its Airflow "
+                "provider wherever DAGs are parsed, tasks run and triggers wait."
+            ) from None
+    return found
+
+
+def page_on() -> list[str]:
+    """Return ``[qure] page_on``: the triage meanings that people are told of; ``urgent`` where not set."""
+    return _commas(_text("page_on")) or ["urgent"]
+
+
+def page_findings() -> list[str]:
+    """Return ``[qure] page_findings``: the finding or decision keys that people are told of."""
+    return _commas(_text("page_findings"))
+
+
+_NOTIFIERS = "[qure] notifiers"
+
+
+def _commas(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _list_of_objects(option: str, value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise ValueError(f"[qure] {option} must be a JSON list of objects.")
+    return value
 
 
 def ledger_conn_id() -> str:

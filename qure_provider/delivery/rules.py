@@ -76,7 +76,7 @@ class Rule:
     to: tuple[str, ...]
 
 
-def rules_from(deliver_to: Sequence[str], rules: Sequence[Mapping[str, Any]]) -> tuple[Rule, ...]:
+def rules_from(deliver_to: Sequence[str] | str, rules: Sequence[Mapping[str, Any]]) -> tuple[Rule, ...]:
     """Read the rules.
 
     ``[{"when": {"product": ["qxr"], "meaning": ["urgent", "abnormal"]}, "send": ["sc"], "to": ["pacs"]}, ...]``:
@@ -84,15 +84,16 @@ def rules_from(deliver_to: Sequence[str], rules: Sequence[Mapping[str, Any]]) ->
     an empty list means nothing.
 
     Args:
-        deliver_to: Destinations that get everything; they stand behind the rules.
+        deliver_to: Destinations that get everything, a list or separated by blanks; they stand behind the rules.
         rules: The ordered list.
 
     Raises:
         RulesError: If a key or a value is not understood.
     """
     parsed = [_rule(number, rule) for number, rule in enumerate(rules, 1)]
-    if deliver_to:
-        parsed.append(Rule(When(), None, _texts("deliver_to", deliver_to)))
+    everything = deliver_to.replace(",", " ").split() if isinstance(deliver_to, str) else deliver_to
+    if everything:
+        parsed.append(Rule(When(), None, _texts("deliver_to", everything)))
     return tuple(parsed)
 
 

@@ -693,6 +693,38 @@ class Ledger:
         with self._engine.begin() as connection:
             return {(row.resource_id, row.channel) for row in connection.execute(query)}
 
+    def unsent_alerts(self, resource_ids: Iterable[int]) -> set[tuple[int, str]]:
+        """Return of which (resource, channel) pairs an alert was tried and never got through."""
+        query = select(alerts.c.resource_id, alerts.c.channel).where(
+            alerts.c.resource_id.in_(list(resource_ids)), alerts.c.sent_at.is_(None)
+        )
+        with self._engine.begin() as connection:
+            return {(row.resource_id, row.channel) for row in connection.execute(query)}
+
+    def begin_alert(self, resource_id: int, channel: str, *, seconds: float) -> bool:
+        """Record that somebody is about to send an alert, so that nobody else does.
+
+        Args:
+            resource_id: The resource it is about.
+            channel: Which of the configured notifiers.
+            seconds: After this time without a word of what became of it, another may try.
+
+        Returns:
+            Whether to send it; not where it was sent, or another is trying.
+        """
+        now = time.time()
+        statement = (
+            self._insert(alerts)
+            .values(resource_id=resource_id, channel=channel, tries=0, last_error="", claimed_until=now + seconds)
+            .on_conflict_do_update(
+                index_elements=["resource_id", "channel"],
+                set_={"claimed_until": now + seconds},
+                where=and_(alerts.c.sent_at.is_(None), func.coalesce(alerts.c.claimed_until, 0.0) < now),
+            )
+        )
+        with self._engine.begin() as connection:
+            return connection.execute(statement).rowcount == 1
+
     def record_alert(self, resource_id: int, channel: str, *, error: str = "") -> None:
         """Record that an alert was sent, or that a try failed.
 
@@ -713,6 +745,7 @@ class Ledger:
                         "tries": alerts.c.tries + 1,
                         "sent_at": func.coalesce(alerts.c.sent_at, statement.excluded.sent_at),
                         "last_error": statement.excluded.last_error,
+                        "claimed_until": None,
                     },
                 )
             )

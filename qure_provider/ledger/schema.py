@@ -146,8 +146,9 @@ alerts = Table(
     Column("tries", Integer, nullable=False),
     Column("sent_at", Float),
     Column("last_error", String(250), nullable=False),
+    Column("claimed_until", Float),
 )
-"""Who was told of an urgent result, and when."""
+"""Who was told of an urgent result, and when; ``claimed_until``: until then somebody is trying to."""
 
 parcels = Table(
     "parcels",

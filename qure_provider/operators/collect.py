@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +17,19 @@ from qure_provider.delivery.rules import rules_from
 from qure_provider.ledger.batch_ref import BatchRef
 from qure_provider.operators.base import QureOperator
 from qure_provider.operators.dry_run import ShowOnly, show_only_of
-from qure_provider.operators.troubles import tell_of_troubles
+from qure_provider.operators.troubles import tell_of_results, tell_of_troubles
 from qure_provider.operators.work import BatchWork, open_batch
 from qure_provider.retries import StepIncompleteError
-from qure_provider.triggers.alerts import Paging, channel_of, check_paging, send_to_all
-from qure_provider.triggers.results import QureResultsTrigger, ResultsEvent, Wake, alert_about, pace, run_facts
+from qure_provider.triggers.alerts import Paging, check_paging
+from qure_provider.triggers.results import (
+    QureResultsTrigger,
+    ResultsEvent,
+    Wake,
+    alert_about,
+    facts_of,
+    pace,
+    run_facts,
+)
 
 if TYPE_CHECKING:
     from qure_provider.api.model import ResultAnswer
@@ -53,7 +60,7 @@ class QureCollectBatchOperator(QureOperator):
             arguments can use ``{{ alert.text }}`` and the other fields of ``Alert``.
         page_on: Triage meanings that people are told of.
         page_findings: Finding or decision keys that people are told of.
-        deliver_to: Destinations that get everything: connection ids, or folders' URLs.
+        deliver_to: Destinations that get everything: connection ids, or folders' URLs; a list, or separated by blanks.
         rules: What goes where, as ``delivery.rules.rules_from`` takes it; they stand before ``deliver_to``.
         show_only: With ``deliver`` or ``upload`` nothing is delivered.
         first_poll_seconds: Between deferring and the first question; None for ``[qure] first_poll_seconds``.
@@ -62,7 +69,7 @@ class QureCollectBatchOperator(QureOperator):
         kwargs: See ``QureOperator``.
     """
 
-    template_fields = ("batch", "show_only", "qure_conn_id")
+    template_fields = ("batch", "deliver_to", "show_only", "qure_conn_id")
     ui_color = "#efe3f4"
 
     def __init__(
@@ -73,7 +80,7 @@ class QureCollectBatchOperator(QureOperator):
         notifiers: Sequence[AsyncCallback] = (),
         page_on: Sequence[str] = ("urgent",),
         page_findings: Sequence[str] = (),
-        deliver_to: Sequence[str] = (),
+        deliver_to: Sequence[str] | str = (),
         rules: Sequence[Mapping[str, Any]] = (),
         show_only: str | None = None,
         first_poll_seconds: float | None = None,
@@ -83,7 +90,9 @@ class QureCollectBatchOperator(QureOperator):
     ) -> None:
         super().__init__(**kwargs)
         check_paging(notifiers, page_on)
-        self.rules = rules_from(deliver_to, rules)
+        rules_from(deliver_to, rules)
+        self.deliver_to = deliver_to
+        self.rules = list(rules)
         self.show_only = show_only
         self.batch = batch
         self.store_root = store_root
@@ -186,7 +195,18 @@ class QureCollectBatchOperator(QureOperator):
                 "were sent to the same workspace."
             )
         ready.sort(key=lambda pair: not self._paging().wants(pair[1]))
-        self._alert(context, work, ready)
+        with ThreadPoolExecutor(1) as pool:  # a notifier that hangs must not hold up what it is about
+            alerts = pool.submit(self._alert, run_facts(context), work, ready)
+            failed = self._fetch_all(work, hook, ready, done)
+            alerts.result()
+        return failed
+
+    def _fetch_all(
+        self, work: BatchWork, hook: QureHook, ready: list[tuple[ResourceRow, ResultAnswer]], done: set[int]
+    ) -> dict[int, Exception]:
+        from qure_provider.api.errors import QureRejectedError
+        from qure_provider.api.model import Outcome
+
         answers = {row.id: answer for row, answer in ready}
         failed: dict[int, Exception] = {}
         for row, _, error in _in_parallel(
@@ -200,35 +220,25 @@ class QureCollectBatchOperator(QureOperator):
                 work.ledger.record_failure([row.id], row.outcome or Outcome.PENDING, f"fetching: {error}")
         return failed
 
-    def _alert(self, context: Context, work: BatchWork, ready: list[tuple[ResourceRow, ResultAnswer]]) -> None:
+    def _alert(self, facts: Mapping[str, str], work: BatchWork, ready: list[tuple[ResourceRow, ResultAnswer]]) -> None:
         """Tell people of urgent results that nobody was told of yet; the trigger told them of those that it saw."""
-        urgent = [(row, answer) for row, answer in ready if self._paging().wants(answer)]
-        sent = work.ledger.sent_alerts(row.id for row, _ in urgent) if urgent else set()
-        for row, answer in urgent:
-            waiting = [notifier for notifier in self.notifiers if (row.id, channel_of(notifier)) not in sent]
-            if not waiting:
-                continue
-            facts = {
-                "study_ref": settings.short_ref(row.identity.study_instance_uid),
-                "modality": row.modality,
-                "station": row.station_name,
-                "acquired": row.acquired,
-                **run_facts(context),
-            }
-            for channel, error in asyncio.run(send_to_all(waiting, alert_about(answer, facts))).items():
-                work.ledger.record_alert(row.id, channel, error=error)
+        about = {
+            row.id: alert_about(answer, facts_of(row, facts)) for row, answer in ready if self._paging().wants(answer)
+        }
+        tell_of_results(work.ledger, self.notifiers, about)
 
     def _deliver(self, context: Context, work: BatchWork, rows: Sequence[ResourceRow], *, seconds: float) -> None:
         """Take what was fetched onward. What cannot be delivered now is owed, and does not hold the batch."""
-        if not self.rules or show_only_of(self.show_only) is not ShowOnly.NO:
+        rules = rules_from(self.deliver_to, self.rules)
+        if not rules or show_only_of(self.show_only) is not ShowOnly.NO:
             return
         from qure_provider.delivery.courier import Courier
         from qure_provider.delivery.rules import destinations_of
 
         courier = Courier(work.store, work.ledger, work.owner, self._paging())
-        for problem in courier.enqueue(work.run.id, rows, self.rules):
+        for problem in courier.enqueue(work.run.id, rows, rules):
             self.log.error("%s", problem)
-        courier.deliver(destinations_of(self.rules), run_id=work.run.id, seconds=seconds)
+        courier.deliver(destinations_of(rules), run_id=work.run.id, seconds=seconds)
         tell_of_troubles(work.ledger, self.notifiers, run_facts(context), run_id=work.run.id)
 
     def _paging(self) -> Paging:

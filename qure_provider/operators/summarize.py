@@ -16,7 +16,7 @@ from qure_provider.links import NightSummaryLink
 from qure_provider.operators.base import QureOperator
 from qure_provider.operators.collect import DELIVER_SECONDS
 from qure_provider.operators.dry_run import ShowOnly, show_only_of
-from qure_provider.operators.troubles import tell_of_missing, tell_of_troubles
+from qure_provider.operators.troubles import tell_again, tell_of_missing, tell_of_troubles
 from qure_provider.triggers.alerts import Paging, check_paging
 from qure_provider.triggers.results import run_facts
 
@@ -47,7 +47,8 @@ class QureSummarizeOperator(QureOperator):
     Args:
         run_group: The task group whose plan is summarized.
         store_root: The store's root; None for ``[qure] store_root``.
-        deliver_to: Destinations that get everything; what is still owed is tried once more.
+        deliver_to: Destinations that get everything, a list or separated by blanks; what is still owed is tried once
+            more.
         rules: What goes where.
         notifiers: Who is told of an urgent result that was not delivered.
         page_on: See ``QureCollectBatchOperator``.
@@ -64,7 +65,7 @@ class QureSummarizeOperator(QureOperator):
         Counts, and the path of ``summary.json`` in the store.
     """
 
-    template_fields = ("show_only", "qure_conn_id")
+    template_fields = ("deliver_to", "show_only", "qure_conn_id")
     ui_color = "#f2f2d8"
     operator_extra_links = (NightSummaryLink(),)
 
@@ -73,7 +74,7 @@ class QureSummarizeOperator(QureOperator):
         *,
         run_group: str = "",
         store_root: str | None = None,
-        deliver_to: Sequence[str] = (),
+        deliver_to: Sequence[str] | str = (),
         rules: Sequence[Mapping[str, Any]] = (),
         notifiers: Sequence[AsyncCallback] = (),
         page_on: Sequence[str] = ("urgent",),
@@ -88,7 +89,9 @@ class QureSummarizeOperator(QureOperator):
         if not 0 <= least_share_of_usual <= 1:
             raise ValueError("least_share_of_usual must lie between 0 and 1")
         check_paging(notifiers, page_on)
-        self.rules = rules_from(deliver_to, rules)
+        rules_from(deliver_to, rules)
+        self.deliver_to = deliver_to
+        self.rules = list(rules)
         self.notifiers = [notifier.serialize() for notifier in notifiers]
         self.page_on = list(page_on)
         self.page_findings = list(page_findings)
@@ -141,20 +144,25 @@ class QureSummarizeOperator(QureOperator):
         if show_only is ShowOnly.UPLOAD:
             return []
         rows = ledger.rows_of_run(run.id)
-        tell_of_missing(ledger, self.notifiers, rows, run_facts(context))
-        if not self.rules:
+        facts = run_facts(context)
+        tell_again(ledger, self.notifiers, rows, facts)
+        tell_of_missing(ledger, self.notifiers, rows, facts)
+        rules = rules_from(self.deliver_to, self.rules)
+        if not rules:
             return []
         from qure_provider.delivery.courier import Courier
         from qure_provider.delivery.rules import destinations_of
 
-        paging = Paging(tuple(self.page_on), tuple(self.page_findings))
-        courier = Courier(store, ledger, str(context["ti"].id), paging)
+        courier = Courier(store, ledger, str(context["ti"].id), self._paging())
         if show_only is ShowOnly.DELIVER:
-            return courier.render(rows, self.rules, f"{run.folder}/dry_run")
-        problems = courier.enqueue(run.id, rows, self.rules, is_final=True)
-        courier.deliver(destinations_of(self.rules), run_id=run.id, seconds=DELIVER_SECONDS)
-        tell_of_troubles(ledger, self.notifiers, run_facts(context), run_id=run.id, is_over=True)
+            return courier.render(rows, rules, f"{run.folder}/dry_run")
+        problems = courier.enqueue(run.id, rows, rules, is_final=True)
+        courier.deliver(destinations_of(rules), run_id=run.id, seconds=DELIVER_SECONDS)
+        tell_of_troubles(ledger, self.notifiers, facts, run_id=run.id, is_over=True)
         return problems
+
+    def _paging(self) -> Paging:
+        return Paging(tuple(self.page_on), tuple(self.page_findings))
 
     def _summary(
         self, store: Store, ledger: Ledger, run: RunRow, dag_id: str, run_id: str, unusable: Sequence[str]
@@ -177,6 +185,11 @@ class QureSummarizeOperator(QureOperator):
             rows=rows,
             alerts=alerts,
             deliveries=deliveries,
+            paging={
+                "meanings": self.page_on,
+                "findings": self.page_findings,
+                "notifiers": len(self.notifiers),
+            },
             problems=(
                 *self._problems(run, rows, alerts, usual),
                 *unusable,
@@ -233,7 +246,7 @@ def _undelivered(rows: Sequence[DeliveryRow], counts: Mapping[str, Mapping[str, 
     stuck = [row for row in rows if row.state.value in _STUCK]
     problems += [
         f"Study {settings.short_ref(row.study_instance_uid)}, {row.product or 'unknown product'} {row.kind.value} for "
-        f"{row.destination}: {row.state.value}: {row.reason}."
+        f"{row.destination}: {row.state.value}: {row.reason.rstrip('.')}."
         for row in stuck[:_NAMED]
     ]
     if len(stuck) > _NAMED:

@@ -1,18 +1,59 @@
-"""Telling people when an urgent result does not reach its readers."""
+"""Telling people, from a task, of urgent results and of those that do not reach their readers."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from qure_provider import settings
-from qure_provider.triggers.alerts import Alert, channel_of, send_to_all
+from qure_provider.triggers.alerts import Alert, Entry, channel_of, send, send_to_all
+from qure_provider.triggers.results import facts_of
 
 if TYPE_CHECKING:
     from qure_provider.ledger.deliveries import DeliveryRow
     from qure_provider.ledger.ledger import Ledger, ResourceRow
+
+
+def tell_of_results(ledger: Ledger, notifiers: Sequence[Mapping[str, Any]], alerts: Mapping[int, Alert]) -> None:
+    """Tell people of results, all at once; nobody is told twice of the same.
+
+    Args:
+        ledger: Where it is recorded who was told of what.
+        notifiers: Who is told.
+        alerts: By resource.
+    """
+    sent = ledger.sent_alerts(alerts) if alerts and notifiers else set()
+
+    async def tell() -> None:
+        await asyncio.gather(
+            *(
+                send(notifier, alert, Entry(ledger, resource_id))
+                for resource_id, alert in alerts.items()
+                for notifier in notifiers
+                if (resource_id, channel_of(notifier)) not in sent
+            )
+        )
+
+    asyncio.run(tell())
+
+
+def tell_again(
+    ledger: Ledger, notifiers: Sequence[Mapping[str, Any]], rows: Iterable[ResourceRow], facts: Mapping[str, str]
+) -> None:
+    """Try once more to tell people of results where an alert never got through.
+
+    Args:
+        ledger: Where it is recorded who was told of what.
+        notifiers: Who is told.
+        rows: The run's resources.
+        facts: ``dag_id``, ``run_id`` and ``link`` of the run.
+    """
+    by_id = {row.id: row for row in rows} if notifiers else {}
+    channels = {channel_of(notifier) for notifier in notifiers}
+    unsent = {resource_id for resource_id, channel in ledger.unsent_alerts(by_id) if channel in channels}
+    tell_of_results(ledger, notifiers, {number: _about(by_id[number], facts) for number in sorted(unsent)})
 
 
 def tell_of_troubles(
@@ -81,19 +122,17 @@ def _tell(
     waiting = [item for item in notifiers if (row.id, channel_of(item) + suffix) not in sent]
     if not waiting:
         return
-    alert = Alert(
-        study_ref=settings.short_ref(row.identity.study_instance_uid),
+    alert = replace(_about(row, facts), problem=problem)
+    asyncio.run(send_to_all(waiting, alert, Entry(ledger, row.id, suffix)))
+
+
+def _about(row: ResourceRow, facts: Mapping[str, str]) -> Alert:
+    return Alert(
         product=row.usecase or "the service",
         meaning=row.meaning.value,
         triage=row.triage or "none",
-        modality=row.modality,
-        station=row.station_name,
-        acquired=row.acquired,
-        problem=problem,
-        **facts,
+        **facts_of(row, facts),
     )
-    for channel, error in asyncio.run(send_to_all(waiting, alert)).items():
-        ledger.record_alert(row.id, channel + suffix, error=error)
 
 
 def _worst(rows: Sequence[ResourceRow]) -> ResourceRow:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from qure_provider.api.model import Meaning
@@ -89,6 +89,7 @@ class Summary:
         alerts: How many alerts were sent, and how many never got through.
         deliveries: For each destination, how many deliveries are in which state.
         problems: Why the run is red; empty where it is green.
+        paging: Which ``meanings`` and ``findings`` people are told of, and by how many ``notifiers``.
     """
 
     night: str
@@ -102,6 +103,7 @@ class Summary:
     alerts: Mapping[str, int]
     deliveries: Mapping[str, Mapping[str, int]]
     problems: tuple[str, ...]
+    paging: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_simulated(self) -> bool:
@@ -112,6 +114,16 @@ class Summary:
     def meanings(self) -> dict[str, int]:
         """How many of the results that came mean what."""
         return dict(sorted(Counter(row.meaning for row in self.rows if row.outcome == "ready").items()))
+
+    @property
+    def pages_on(self) -> str:
+        """Which results people are told of at once, in words; empty where nobody is."""
+        if not self.paging.get("notifiers"):
+            return ""
+        meanings, findings = (", ".join(self.paging[name]) for name in ("meanings", "findings"))
+        return (
+            f"{meanings or 'no triage meaning'}; findings: {findings or 'none is on the list, so no X-ray is urgent'}"
+        )
 
     @property
     def unanswered(self) -> int:
@@ -140,6 +152,7 @@ class Summary:
             "meanings": self.meanings,
             "alerts": dict(self.alerts),
             "deliveries": {name: dict(states) for name, states in sorted(self.deliveries.items())},
+            "paging": dict(self.paging),
             "problems": list(self.problems),
             "resources": [asdict(row) for row in self.rows],
         }
@@ -155,8 +168,9 @@ class Summary:
             raise SummaryFormatError(f"The summary is not of schema {SCHEMA}, which this version reads.")
         try:
             rows = tuple(SummaryRow(**row) for row in value["resources"])
-            others = {field.name: value[field.name] for field in fields(cls) if field.name not in {"rows", "problems"}}
-            return cls(rows=rows, problems=tuple(value["problems"]), **others)
+            own = {"rows", "problems", "paging"}
+            others = {item.name: value[item.name] for item in fields(cls) if item.name not in own}
+            return cls(rows=rows, problems=tuple(value["problems"]), paging=value.get("paging", {}), **others)
         except (KeyError, TypeError) as error:
             raise SummaryFormatError(f"The summary is damaged: {type(error).__name__}.") from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,7 +17,7 @@ from airflow.sdk.exceptions import AirflowSensorTimeout
 from qure_provider import settings
 from qure_provider.ledger.batch_ref import BatchRef
 from qure_provider.retries import QureRetryPolicy
-from qure_provider.triggers.alerts import Paging, channel_of, check_paging, send_to_all
+from qure_provider.triggers.alerts import Alert, Paging, channel_of, check_paging, send
 from qure_provider.triggers.results import QureResultsTrigger, ResultsEvent, alert_about, pace, run_facts
 
 if TYPE_CHECKING:
@@ -119,10 +119,10 @@ class QureResultsSensor(BaseSensorOperator):
             ValueError: If the event is empty or not understood; the retry asks for everything again.
         """
         known = ResultsEvent.from_payload(event)
-        return self._finish_or_defer(context, done=known.done, told=known.urgent)
+        return self._finish_or_defer(context, done=known.done, told=known.told)
 
     def _finish_or_defer(
-        self, context: Context, *, done: Sequence[int], told: Sequence[int]
+        self, context: Context, *, done: Sequence[int], told: Sequence[tuple[int, int]]
     ) -> dict[str, dict[str, str | None]]:
         refs = self._refs()
         answers = self._ask(context, refs, told=told)
@@ -156,7 +156,9 @@ class QureResultsSensor(BaseSensorOperator):
             return _refs_of_batch(self.batch, self.store_root)
         return refs_of(self.sop_instance_uids, self.series_instance_uids)
 
-    def _ask(self, context: Context, refs: Sequence[ResourceRef], *, told: Sequence[int]) -> list[ResultAnswer | None]:
+    def _ask(
+        self, context: Context, refs: Sequence[ResourceRef], *, told: Sequence[tuple[int, int]]
+    ) -> list[ResultAnswer | None]:
         """Ask for everything once, and tell people of what is urgent and was not told yet.
 
         Returns:
@@ -184,7 +186,7 @@ class QureResultsSensor(BaseSensorOperator):
         context: Context,
         refs: Sequence[ResourceRef],
         answers: Sequence[ResultAnswer | None],
-        told: Sequence[int],
+        told: Sequence[tuple[int, int]],
     ) -> None:
         from qure_provider.api.model import Outcome
 
@@ -195,15 +197,20 @@ class QureResultsSensor(BaseSensorOperator):
         state = context["task_state_store"]
         recorded = state.get(_TOLD, default=[])
         known = {tuple(pair) for pair in recorded if isinstance(pair, list)} if isinstance(recorded, list) else set()
-        known |= {(index, channel) for index in told for channel in channels}
-        for index, (ref, answer) in enumerate(zip(refs, answers, strict=True)):
-            if answer is None or answer.outcome is not Outcome.READY or not paging.wants(answer):
-                continue
-            waiting = [item for item, name in zip(self.notifiers, channels, strict=True) if (index, name) not in known]
-            if waiting:
-                facts = {"study_ref": settings.short_ref(ref.uid), **run_facts(context)}
-                errors = asyncio.run(send_to_all(waiting, alert_about(answer, facts)))
-                known |= {(index, channel) for channel, error in errors.items() if not error}
+        known |= {(index, channels[position]) for index, position in told}
+        waiting = [
+            (index, notifier, alert_about(answer, {"study_ref": settings.short_ref(ref.uid), **run_facts(context)}))
+            for index, (ref, answer) in enumerate(zip(refs, answers, strict=True))
+            if answer is not None and answer.outcome is Outcome.READY and paging.wants(answer)
+            for notifier, channel in zip(self.notifiers, channels, strict=True)
+            if (index, channel) not in known
+        ]
+        errors = asyncio.run(_send_all(waiting))
+        known |= {
+            (index, channel_of(notifier))
+            for (index, notifier, _), error in zip(waiting, errors, strict=True)
+            if not error
+        }
         if known:
             state.set(_TOLD, [list(pair) for pair in sorted(known)])
 
@@ -217,6 +224,10 @@ class QureResultsSensor(BaseSensorOperator):
         deadline = time.time() + self.wait_seconds
         state.set(key, deadline)
         return deadline
+
+
+async def _send_all(alerts: Iterable[tuple[int, Mapping[str, Any], Alert]]) -> list[str | None]:
+    return await asyncio.gather(*(send(notifier, alert) for _, notifier, alert in alerts))
 
 
 _TOLD = "told"

@@ -38,7 +38,7 @@ def process_export(
     notifiers: Sequence[AsyncCallback] = (),
     page_on: Sequence[str] = ("urgent",),
     page_findings: Sequence[str] = (),
-    deliver_to: Sequence[str] = (),
+    deliver_to: Sequence[str] | str = (),
     rules: Sequence[Mapping[str, Any]] = (),
     dry_run: str | None = None,
     first_poll_seconds: float | None = None,
@@ -73,7 +73,8 @@ def process_export(
         notifiers: Who is told of an urgent result: ``AsyncCallback(Notifier, kwargs={...})`` each.
         page_on: Triage meanings that people are told of.
         page_findings: Finding or decision keys that people are told of.
-        deliver_to: Destinations that get everything: connection ids (DICOM, DICOMweb, MLLP, FHIR), or folders' URLs.
+        deliver_to: Destinations that get everything: connection ids (DICOM, DICOMweb, MLLP, FHIR), or folders' URLs; a
+            list, or separated by blanks.
         rules: What goes where, as ``delivery.rules.rules_from`` takes it; they stand before ``deliver_to``.
         dry_run: ``upload`` writes what would leave the hospital into the run's folder in the store and sends nothing;
             ``deliver`` does all but deliver, and writes the exact messages there.

@@ -9,9 +9,10 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pendulum
+from airflow.sdk import BaseNotifier
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.module_loading import import_string  # type: ignore[attr-defined]
 
@@ -102,7 +103,7 @@ class Alert:
         """The alert as one paragraph."""
         age = self.minutes_since_acquisition
         where = f"acquired {self.acquired or 'at an unknown time'} at {self.station or 'an unknown station'}"
-        problem = f"NOT DELIVERED: {self.problem}. " if self.problem else ""
+        problem = f"NOT DELIVERED: {self.problem.rstrip('.')}. " if self.problem else ""
         return (
             f"{problem}AI output, unverified: {self.product} marks a {self.modality or 'study'} as {self.meaning} "
             f"(triage word: {self.triage}). Study ref {self.study_ref}, {where}"
@@ -138,41 +139,112 @@ def channel_of(notifier: Mapping[str, Any]) -> str:
     return f"{notifier['path']}#{hashlib.sha256(settings_of_it.encode()).hexdigest()[:12]}"
 
 
-async def send(notifier: Mapping[str, Any], alert: Alert) -> str:
+class Record(Protocol):
+    """Where it is kept who was told of what, so that nobody is told twice. The ledger is one."""
+
+    def begin_alert(self, resource_id: int, channel: str, *, seconds: float) -> bool:
+        """Record that it is about to be sent; return whether it is to be."""
+
+    def record_alert(self, resource_id: int, channel: str, *, error: str = "") -> None:
+        """Record that it was sent, or that a try failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where in a record it is kept that an alert was sent.
+
+    Attributes:
+        record: The record.
+        resource_id: The resource that it is about.
+        occasion: Told apart from other alerts about the same resource by this; empty for its result.
+    """
+
+    record: Record
+    resource_id: int
+    occasion: str = ""
+
+    async def begin(self, channel: str) -> bool:
+        """Return whether to try now: not where it was sent, or somebody else is trying.
+
+        Where the record itself fails, people are told: rather twice than not at all.
+        """
+        try:
+            return await asyncio.to_thread(
+                self.record.begin_alert, self.resource_id, channel + self.occasion, seconds=TRY_SECONDS + 5.0
+            )
+        except Exception as error:
+            log.warning("The ledger could not be asked before an alert: error=%s", type(error).__name__)
+            return True
+
+    async def end(self, channel: str, error: str) -> None:
+        """Record what became of a try."""
+        try:
+            await asyncio.to_thread(self.record.record_alert, self.resource_id, channel + self.occasion, error=error)
+        except Exception as problem:
+            log.warning("The ledger could not keep that an alert was sent: error=%s", type(problem).__name__)
+
+
+async def send(notifier: Mapping[str, Any], alert: Alert, entry: Entry | None = None) -> str | None:
     """Send one alert through one notifier, trying a few times.
 
-    A notifier is made anew for each alert, with its own copy of its arguments: a notifier renders its templates in
+    A notifier is made anew for each try, with its own copy of its arguments: a notifier renders its templates in
     place, so that one used twice would name the first study again.
 
     Args:
         notifier: ``{"path": class, "kwargs": arguments}``, as ``AsyncCallback`` serializes.
         alert: What to say.
+        entry: Where it is recorded, which keeps two from sending the same at once; None for nowhere.
 
     Returns:
-        An empty text, or the class of the exception that the last try ended with. It never raises.
+        An empty text, or the class of the exception that the last try ended with; None where somebody else has sent
+        it or is about to. It never raises.
     """
+    channel = channel_of(notifier)
     error = ""
     for pause in PAUSES_SECONDS:
         await asyncio.sleep(pause)
-        try:
-            make = import_string(notifier["path"])
-            instance = make(**copy.deepcopy(dict(notifier["kwargs"])), context=alert.as_context())
-            async with asyncio.timeout(TRY_SECONDS):
-                await instance
-        except Exception as problem:
-            error = type(problem).__name__
-            log.warning("An alert could not be sent: error=%s study=%s", error, alert.study_ref)
-        else:
+        if entry is not None and not await entry.begin(channel):
+            return None
+        error = await _try(notifier, alert)
+        if entry is not None:
+            await entry.end(channel, error)
+        if not error:
             log.info("An alert was sent: study=%s", alert.study_ref)
             return ""
+        log.warning("An alert could not be sent: error=%s study=%s", error, alert.study_ref)
     return error
 
 
-async def send_to_all(notifiers: Sequence[Mapping[str, Any]], alert: Alert) -> dict[str, str]:
+async def _try(notifier: Mapping[str, Any], alert: Alert) -> str:
+    """Try once; return the class of the exception that it ended with, or an empty text."""
+    context = alert.as_context()
+    try:
+        make = import_string(notifier["path"])
+        instance = make(**copy.deepcopy(dict(notifier["kwargs"])), context=context)
+        async with asyncio.timeout(TRY_SECONDS):
+            if getattr(type(instance), "async_notify", None) is BaseNotifier.async_notify:
+                await asyncio.to_thread(_notify, instance, context)
+            else:
+                await instance
+    except Exception as problem:
+        return type(problem).__name__
+    return ""
+
+
+def _notify(notifier: BaseNotifier, context: Any) -> None:
+    """Notify as ``BaseNotifier`` does where it cannot be awaited, but without the error's text in the log."""
+    notifier.render_template_fields(context)
+    notifier.notify(context)
+
+
+async def send_to_all(
+    notifiers: Sequence[Mapping[str, Any]], alert: Alert, entry: Entry | None = None
+) -> dict[str, str]:
     """Send one alert through every notifier at once.
 
     Returns:
-        For each channel an empty text, or the class of the exception that its last try ended with.
+        For each channel that was tried an empty text, or the class of the exception that its last try ended with.
     """
-    errors = await asyncio.gather(*(send(notifier, alert) for notifier in notifiers))
-    return {channel_of(notifier): error for notifier, error in zip(notifiers, errors, strict=True)}
+    errors = await asyncio.gather(*(send(notifier, alert, entry) for notifier in notifiers))
+    channels = map(channel_of, notifiers)
+    return {channel: error for channel, error in zip(channels, errors, strict=True) if error is not None}

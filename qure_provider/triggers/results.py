@@ -8,8 +8,9 @@ import importlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,11 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from qure_provider import settings
 from qure_provider.api.errors import QureRejectedError, QureSettingsError, QureTransientError
 from qure_provider.api.model import Outcome, ResourceRef, ResultAnswer, Route
-from qure_provider.triggers.alerts import Alert, Paging, channel_of, send_to_all
+from qure_provider.triggers.alerts import Alert, Entry, Paging, channel_of, send_to_all
 
 if TYPE_CHECKING:
     from qure_provider.hooks.qure_async import QureAsyncClient
+    from qure_provider.ledger.ledger import Ledger, ResourceRow
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,8 @@ SHARE = 0.25
 HOLD_SECONDS = 60.0
 """... or when something has been there for so long."""
 CONCURRENCY = 16
+TELLING_SECONDS = 5.0
+"""How long the task's wake waits for alerts that are being sent; they are sent to the end all the same."""
 GROWTH = 1.5
 
 
@@ -56,18 +60,24 @@ class ResultsEvent:
 
     Attributes:
         wake: Why it fires.
-        urgent: Ready, and somebody is to be told, which the ledger records; where there is no batch, all were told. The
-            files may still be growing.
+        urgent: Ready, and somebody is to be told. The files may still be growing.
         done: With an answer that no further question will change.
+        told: Where there is no batch, whose ledger knows: which of them was told of by which notifier, by position.
     """
 
     wake: Wake
     urgent: tuple[int, ...] = ()
     done: tuple[int, ...] = ()
+    told: tuple[tuple[int, int], ...] = ()
 
     def to_payload(self) -> dict[str, Any]:
         """Return it as plain data."""
-        return {"wake": self.wake.value, "urgent": list(self.urgent), "done": list(self.done)}
+        return {
+            "wake": self.wake.value,
+            "urgent": list(self.urgent),
+            "done": list(self.done),
+            "told": [list(pair) for pair in self.told],
+        }
 
     @classmethod
     def from_payload(cls, payload: Any) -> ResultsEvent:
@@ -81,8 +91,9 @@ class ResultsEvent:
                 wake=Wake(payload["wake"]),
                 urgent=tuple(int(key) for key in payload["urgent"]),
                 done=tuple(int(key) for key in payload["done"]),
+                told=tuple((int(key), int(position)) for key, position in payload.get("told", ())),
             )
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise ValueError(
                 "The trigger's event was empty or not understood; the results are asked for again."
             ) from None
@@ -97,6 +108,7 @@ class Target:
         ref: What to ask for.
         alert: What an alert about it would say, but for the result itself.
         alerted: The channels that were told already.
+        sending: Whether people are being told right now.
         counts: The files that it had when last asked; None where it was not ready yet.
         ready_at: When it was first seen ready, seconds since the epoch.
         since: Since when a result can be expected, seconds since the epoch.
@@ -107,6 +119,7 @@ class Target:
     ref: ResourceRef
     alert: Mapping[str, str]
     alerted: frozenset[str] = frozenset()
+    sending: bool = False
     counts: Mapping[str, int] | None = None
     ready_at: float | None = None
     since: float = field(default_factory=time.time)
@@ -164,6 +177,7 @@ class QureResultsTrigger(BaseTrigger):
         self.findings = list(findings)
         self.run_facts = dict(run)
         self._paging = Paging(tuple(meanings), tuple(findings))
+        self._sending: set[asyncio.Task[None]] = set()
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class and its arguments, for the trigger's row."""
@@ -192,9 +206,13 @@ class QureResultsTrigger(BaseTrigger):
         try:
             async with hooks.shared_client(self.qure_conn_id) as client:
                 event = await self._wait(client, targets)
+                if self._sending:
+                    await asyncio.wait(self._sending, timeout=None if self.batch_id is None else TELLING_SECONDS)
         except QureSettingsError as error:
             log.error("Polling stopped, a setting is wrong: %s", error)
             event = ResultsEvent(Wake.SETTINGS)
+        if self.batch_id is None:
+            event = replace(event, told=self._told(targets))
         yield TriggerEvent(event.to_payload())  # type: ignore[no-untyped-call]
 
     async def _wait(self, client: QureAsyncClient, targets: list[Target]) -> ResultsEvent:
@@ -250,20 +268,34 @@ class QureResultsTrigger(BaseTrigger):
         target.ready_at = target.ready_at or now
         is_stable = target.counts == answer.file_counts or now - target.ready_at >= STABLE_LIMIT_SECONDS
         target.counts = answer.file_counts
-        is_urgent = is_new and await self._tell(target, answer)
-        return _Verdict(is_done=is_stable and not is_new, is_urgent=is_urgent, wait=self.pace["settle"])
+        is_urgent = self._paging.wants(answer)
+        if is_urgent:
+            self._tell(target, answer)
+        return _Verdict(is_done=is_stable and not is_new, is_urgent=is_urgent and is_new, wait=self.pace["settle"])
 
-    async def _tell(self, target: Target, answer: ResultAnswer) -> bool:
-        if not self._paging.wants(answer):
-            return False
+    def _tell(self, target: Target, answer: ResultAnswer) -> None:
+        """Begin to tell people who were not told yet; what has begun goes on when this trigger is done."""
         waiting = [notifier for notifier in self.notifiers if channel_of(notifier) not in target.alerted]
-        errors = await send_to_all(waiting, alert_about(answer, target.alert)) if waiting else {}
+        if waiting and not target.sending:
+            target.sending = True
+            sending = asyncio.create_task(self._send(target, waiting, alert_about(answer, target.alert)))
+            for tasks in (self._sending, _UNDER_WAY):
+                tasks.add(sending)
+                sending.add_done_callback(tasks.discard)
+
+    async def _send(self, target: Target, notifiers: Sequence[Mapping[str, Any]], alert: Alert) -> None:
+        entry = None if self.batch_id is None else Entry(_LedgerOf(self.store_root), target.key)
+        errors = await send_to_all(notifiers, alert, entry)
         target.alerted |= {channel for channel, error in errors.items() if not error}
-        if self.batch_id is None:
-            return not any(errors.values())
-        if errors:
-            await asyncio.to_thread(self._record, target.key, errors)
-        return True
+        target.sending = False
+
+    def _told(self, targets: Iterable[Target]) -> tuple[tuple[int, int], ...]:
+        return tuple(
+            (target.key, position)
+            for target in targets
+            for position, notifier in enumerate(self.notifiers)
+            if channel_of(notifier) in target.alerted
+        )
 
     def _first_wait(self, target: Target) -> float:
         first = self.pace["first_poll"]
@@ -299,13 +331,7 @@ class QureResultsTrigger(BaseTrigger):
             Target(
                 key=row.id,
                 ref=row.ref,
-                alert={
-                    "study_ref": settings.short_ref(row.identity.study_instance_uid),
-                    "modality": row.modality,
-                    "station": row.station_name,
-                    "acquired": row.acquired,
-                    **self.run_facts,
-                },
+                alert=facts_of(row, self.run_facts),
                 alerted=frozenset(channel for resource_id, channel in sent if resource_id == row.id),
                 counts=row.file_counts if row.ready_at is not None else None,
                 ready_at=row.ready_at,
@@ -314,13 +340,30 @@ class QureResultsTrigger(BaseTrigger):
             for row in rows
         ]
 
-    def _record(self, resource_id: int, errors: Mapping[str, str]) -> None:
+
+_UNDER_WAY: set[asyncio.Task[None]] = set()
+"""Alerts that are being sent from this process, by triggers that may be done by now."""
+
+
+@dataclass(frozen=True, slots=True)
+class _LedgerOf:
+    """The ledger of a store, opened for each call: an alert that is being tried may outlive its trigger."""
+
+    store_root: str
+
+    def begin_alert(self, resource_id: int, channel: str, *, seconds: float) -> bool:
+        with self._open() as ledger:
+            return ledger.begin_alert(resource_id, channel, seconds=seconds)
+
+    def record_alert(self, resource_id: int, channel: str, *, error: str = "") -> None:
+        with self._open() as ledger:
+            ledger.record_alert(resource_id, channel, error=error)
+
+    def _open(self) -> AbstractContextManager[Ledger]:
         from qure_provider.ledger.ledger import Ledger
         from qure_provider.store import ledger_url
 
-        with Ledger.open(ledger_url(self.store_root)) as ledger:
-            for channel, error in errors.items():
-                ledger.record_alert(resource_id, channel, error=error)
+        return Ledger.open(ledger_url(self.store_root))
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +381,17 @@ def alert_about(answer: ResultAnswer, facts: Mapping[str, str]) -> Alert:
         triage=answer.triage or "none",
         **facts,
     )
+
+
+def facts_of(row: ResourceRow, run: Mapping[str, str]) -> dict[str, str]:
+    """Return what an alert's reader finds a study by."""
+    return {
+        "study_ref": settings.short_ref(row.identity.study_instance_uid),
+        "modality": row.modality,
+        "station": row.station_name,
+        "acquired": row.acquired,
+        **run,
+    }
 
 
 def pace(first: float | None, longest: float | None, settle: float | None) -> dict[str, float]:

@@ -1,8 +1,11 @@
+import json
 import re
 import string
 from pathlib import Path
 
 import pytest
+from airflow.sdk import AsyncCallback
+from airflow.sdk.exceptions import AirflowConfigException
 
 import qure_provider
 from qure_provider import settings
@@ -81,6 +84,49 @@ class TestWhatIsDocumentedIsWhatIsRead:
         assert (settings.max_poll_seconds(), settings.settle_seconds()) == (9.0, 2.0)
         assert (settings.store_root(), settings.export_root()) == ("/var/lib/qure", "/exports")
         assert (settings.ledger_conn_id(), settings.timezone()) == ("qure_ledger", "Asia/Kolkata")
+
+
+MAIL = "airflow.providers.smtp.notifications.smtp.SmtpNotifier"
+
+
+class TestWhomToTell:
+    def test_nobody_where_nothing_is_set_and_of_urgent_results_alone(self):
+        assert settings.notifiers() == settings.rules() == settings.page_findings() == []
+        assert settings.page_on() == ["urgent"]
+
+    def test_notifiers_are_named_by_class_and_arguments(self, option):
+        option("notifiers", json.dumps([{"path": MAIL, "kwargs": {"to": "duty@x.example"}}, {"path": MAIL}]))
+        first, second = settings.notifiers()
+        assert first == AsyncCallback(MAIL, kwargs={"to": "duty@x.example"})
+        assert second.kwargs == {}
+
+    @pytest.mark.parametrize(
+        ("value", "problem"),
+        [
+            ({"path": MAIL}, "must be a JSON list"),
+            (["mail"], "must be a JSON list"),
+            ([{"kwargs": {}}], "'path'"),
+            ([{"path": MAIL, "to": "x"}], "'kwargs'"),
+            ([{"path": "no.such.Notifier"}], "no.such.Notifier"),
+            ([{"path": "json.dumps"}], "no notifier"),
+        ],
+    )
+    def test_what_is_none_is_named(self, option, value, problem):
+        option("notifiers", json.dumps(value))
+        with pytest.raises(ValueError, match=problem) as failure:
+            settings.notifiers()
+        assert "[qure] notifiers" in str(failure.value)
+
+    def test_what_is_no_json_is_named(self, option):
+        option("notifiers", "mail")
+        with pytest.raises(AirflowConfigException, match="notifiers"):
+            settings.notifiers()
+
+    def test_lists_are_divided_by_commas_since_a_meaning_has_blanks(self, option):
+        option("page_on", "urgent, no finding of this product")
+        option("page_findings", "pneumothorax,nodule")
+        assert settings.page_on() == ["urgent", "no finding of this product"]
+        assert settings.page_findings() == ["pneumothorax", "nodule"]
 
 
 class TestDefaults:

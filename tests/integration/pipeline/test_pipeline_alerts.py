@@ -1,7 +1,9 @@
 import asyncio
 import logging
+import time
 
 import pytest
+from airflow.sdk import AsyncCallback, BaseNotifier
 from airflow.sdk.exceptions import TaskDeferred
 from pipeline_kit import Pager, fire
 
@@ -10,6 +12,7 @@ from qure_provider.emulator.model import Answer
 from qure_provider.operators.summarize import NightUnresolvedError
 from qure_provider.retries import StepIncompleteError
 from qure_provider.triggers import alerts
+from qure_provider.triggers import results as results_trigger
 
 BLEEDING = ["subdural_hemorrhage"]
 
@@ -171,6 +174,53 @@ class TestANotifierThatFails:
         hospital.collect(batch, notifiers=[Pager.callback()])
         assert hospital.rows()[first.SeriesInstanceUID].is_resolved
 
+    def test_that_hangs_delays_neither_the_wake_nor_the_fetching(self, hospital, monkeypatch):
+        first = hospital.ct()[0]
+        (batch,) = sent(hospital, first.SeriesInstanceUID)
+        monkeypatch.setattr(results_trigger, "TELLING_SECONDS", 0.2)
+        monkeypatch.setattr(alerts, "TRY_SECONDS", 3.0)
+        ended = []
+
+        async def hang(self, context):
+            try:
+                await asyncio.sleep(60)
+            finally:
+                ended.append((time.monotonic(), hospital.rows()[first.SeriesInstanceUID].outcome))
+
+        monkeypatch.setattr(Pager, "async_notify", hang)
+        with pytest.raises(TaskDeferred) as waiting:
+            hospital.collector(batch, notifiers=[Pager.callback()]).execute(hospital.context())
+        hospital.meanwhile()
+        begun = time.monotonic()
+        assert fire(waiting.value.trigger)["wake"] == "urgent"
+        assert time.monotonic() - begun < 2.5
+        ended.clear()
+        hospital.sql("UPDATE alerts SET claimed_until = 0")  # as if that triggerer had died
+        monkeypatch.setattr(alerts, "TRY_SECONDS", 1.0)
+        with pytest.raises(TaskDeferred):
+            hospital.collector(batch, notifiers=[Pager.callback()]).execute(hospital.context())
+        assert ended[0][1] == "ready"  # it was fetched while the first try still hung
+
+    def test_is_tried_again_by_the_next_look_in_the_triggerer(self, hospital, monkeypatch):
+        first = hospital.ct()[0]
+        (batch,) = sent(hospital, first.SeriesInstanceUID)
+        monkeypatch.setattr(alerts, "PAUSES_SECONDS", (0.0,))
+        Pager.problems = [OSError()] * 2
+        hospital.collect(batch, notifiers=[Pager.callback()])
+        assert Pager.told == [("triggerer", ref(first))]
+        assert Pager.tries == 3
+
+    def test_is_tried_once_more_when_the_night_ends(self, hospital):
+        first = hospital.ct()[0]
+        (batch,) = sent(hospital, first.SeriesInstanceUID)
+        Pager.problems = [OSError("pager down")] * 100
+        hospital.collect(batch, notifiers=[Pager.callback()])
+        assert Pager.told == []
+        Pager.problems = []
+        hospital.summarize(notifiers=[Pager.callback()])
+        assert Pager.told == [("task", ref(first))]
+        assert hospital.summary()["alerts"] == {"sent": 1, "failed": 0}
+
     def test_leaves_no_secret_of_its_own_in_the_log(self, hospital, caplog):
         first = hospital.ct()[0]
         (batch,) = sent(hospital, first.SeriesInstanceUID)
@@ -178,6 +228,33 @@ class TestANotifierThatFails:
         with caplog.at_level(logging.DEBUG):
             hospital.collect(batch, notifiers=[Pager.callback()])
         assert "could not be sent" in caplog.text
+        assert "SECRET" not in caplog.text
+
+
+class OldPager(BaseNotifier):
+    """A notifier that cannot be awaited, as those of many providers."""
+
+    template_fields = ("message",)
+
+    def __init__(self, message, **arguments):
+        super().__init__(**arguments)
+        self.message = message
+
+    def notify(self, context):
+        if Pager.problems:
+            raise Pager.problems.pop(0)
+        Pager.told.append((Pager.where, self.message))
+
+
+class TestANotifierThatCannotBeAwaited:
+    def test_tells_people_all_the_same(self, hospital, caplog):
+        first = hospital.ct()[0]
+        (batch,) = sent(hospital, first.SeriesInstanceUID)
+        Pager.problems = [OSError("https://hooks.example/SECRET")]
+        callback = AsyncCallback(OldPager, kwargs={"message": "{{ alert.study_ref }}"})
+        with caplog.at_level(logging.DEBUG):
+            hospital.collect(batch, notifiers=[callback])
+        assert Pager.told == [("triggerer", ref(first))]
         assert "SECRET" not in caplog.text
 
 
@@ -198,6 +275,32 @@ class TestNobodyIsToldTwice:
             hospital.collect(batch, notifiers=[Pager.callback()])
         hospital.control.clear_faults()
         hospital.collect(batch, notifiers=[Pager.callback()])
+        assert len(Pager.told) == 1
+
+    def test_two_runs_that_wait_for_the_same_result_tell_of_it_once(self, hospital):
+        first = hospital.ct()[0]
+        (batch,) = sent(hospital, first.SeriesInstanceUID)
+        with pytest.raises(TaskDeferred) as waiting:
+            hospital.collector(batch, notifiers=[Pager.callback()]).execute(hospital.context())
+        hospital.meanwhile()
+
+        async def both():
+            made = [type(waiting.value.trigger)(**waiting.value.trigger.serialize()[1]) for _ in range(2)]
+            return await asyncio.gather(*(anext(trigger.run()) for trigger in made))
+
+        events = asyncio.run(both())
+        assert [event.payload["wake"] for event in events] == ["urgent"] * 2
+        assert len(Pager.told) == 1
+
+    def test_a_ledger_that_fails_silences_nobody(self, hospital, monkeypatch):
+        first = hospital.ct()[0]
+        (batch,) = sent(hospital, first.SeriesInstanceUID)
+        with pytest.raises(TaskDeferred) as waiting:
+            hospital.collector(batch, notifiers=[Pager.callback()]).execute(hospital.context())
+        hospital.meanwhile()
+        monkeypatch.setattr("qure_provider.ledger.ledger.Ledger.begin_alert", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr("qure_provider.ledger.ledger.Ledger.record_alert", lambda *_, **__: 1 / 0)
+        assert fire(waiting.value.trigger)["wake"] == "urgent"
         assert len(Pager.told) == 1
 
     def test_but_who_was_not_told_yet_is(self, hospital):

@@ -690,7 +690,7 @@ class TestTheTrigger:
         hospital.control.plan(series[0].SeriesInstanceUID, findings=["subdural_hemorrhage"])
         batch = uploaded(hospital)
         event = fire(self.trigger(hospital, batch))
-        assert set(event) == {"wake", "urgent", "done"}
+        assert set(event) == {"wake", "urgent", "done", "told"}
         assert isinstance(TriggerEvent(event), TriggerEvent)
         assert all(isinstance(key, int) for key in event["urgent"] + event["done"])
 

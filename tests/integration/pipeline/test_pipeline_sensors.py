@@ -84,7 +84,7 @@ class TestResults:
         with pytest.raises(QureSettingsError, match="token"):
             hospital.drive(self.sensor(sop_instance_uids=sent[0]))
 
-    @pytest.mark.parametrize("event", [None, {}, {"wake": "x", "urgent": [], "done": []}])
+    @pytest.mark.parametrize("event", [None, {}, {"wake": "x", "urgent": [], "done": [], "told": []}])
     def test_an_event_that_is_not_understood_raises(self, hospital, sent, event):
         with pytest.raises(ValueError, match="empty or not understood"):
             self.sensor(sop_instance_uids=sent[0]).resume(hospital.context(), event)
@@ -153,8 +153,7 @@ class TestResults:
             return QureResultsSensor(
                 task_id="results",
                 series_instance_uids=uid,
-                notifiers=[Pager.callback("{{ alert.product }}")],
-                **{**QUICK, **arguments},
+                **{"notifiers": [Pager.callback("{{ alert.product }}")], **QUICK, **arguments},
             )
 
         def test_people_are_told_from_the_triggerer_and_once(self, hospital, sent):
@@ -170,12 +169,19 @@ class TestResults:
                 hospital.drive(self.sensor(sent[1]), hospital.context(state))
             assert Pager.told == [("task", "qer")]
 
-        def test_one_that_nobody_could_be_told_of_is_told_by_the_task_that_wakes(self, hospital, sent):
+        def test_one_that_nobody_could_be_told_of_is_told_by_the_next_look(self, hospital, sent):
             hospital.control.plan(sent[1], outcome="stuck")
             hospital.meanwhile = lambda: hospital.control.plan(sent[1], findings=["subdural_hemorrhage"])
             Pager.problems = [OSError()] * 3
             hospital.drive(self.sensor(sent[1]))
-            assert Pager.told == [("task", "qer")]
+            assert Pager.told == [("triggerer", "qer")]
+
+        def test_whom_one_notifier_told_is_not_told_again_because_another_failed(self, hospital, sent):
+            hospital.control.plan(sent[1], outcome="stuck")
+            hospital.meanwhile = lambda: hospital.control.plan(sent[1], findings=["subdural_hemorrhage"])
+            broken = Pager.callback("{{ alert.product | no_such_filter }}")
+            hospital.drive(self.sensor(sent[1], notifiers=[broken, Pager.callback("one")]))
+            assert Pager.told == [("triggerer", "one")]
 
         def test_a_retry_tells_only_those_who_were_not(self, hospital, sent):
             hospital.control.plan(sent[1], findings=["subdural_hemorrhage"])

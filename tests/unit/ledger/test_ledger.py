@@ -301,6 +301,20 @@ class TestAlerts:
         assert ledger.alert_counts(run.id) == {"sent": 1, "failed": 1}
         assert ledger.sent_alerts([]) == set()
 
+    def test_one_alone_tries_at_a_time_and_nobody_once_it_was_sent(self, ledger):
+        run = begin(ledger)
+        plan(ledger, run, series(1))
+        (row,) = ledger.rows_of_run(run.id)
+        begun = [ledger.begin_alert(row.id, "pager", seconds=60) for _ in range(2)]
+        assert begun == [True, False]
+        assert ledger.begin_alert(row.id, "mail", seconds=0)
+        assert ledger.begin_alert(row.id, "mail", seconds=60)  # whoever tried before has died
+        ledger.record_alert(row.id, "pager", error="OSError")
+        assert ledger.begin_alert(row.id, "pager", seconds=0)
+        ledger.record_alert(row.id, "pager")
+        assert not ledger.begin_alert(row.id, "pager", seconds=60)
+        assert ledger.sent_alerts([row.id]) == {(row.id, "pager")}
+
 
 class TestBatchesInXCom:
     REF = BatchRef(1, "ct", 2, 3, 4, "ct-000")
