@@ -59,7 +59,7 @@ def measure(folder: Path, *, fast: bool) -> Iterator[Figure]:
 
     Args:
         folder: For a ledger.
-        fast: Whether to take a fifth of the resources, and time that runs ten times as fast.
+        fast: Whether to take few resources, and time that runs ten times as fast.
 
     Yields:
         The figures.
@@ -67,7 +67,7 @@ def measure(folder: Path, *, fast: bool) -> Iterator[Figure]:
     Raises:
         WrongResultError: If a resource that became ready was in no event, or one was that is not ready.
     """
-    size = Size(2_000, 40, 10, 100) if fast else Size(10_000, 200, 2, 500)
+    size = Size(500, 10, 10, 50) if fast else Size(10_000, 200, 1, 500)
     with TemporaryDirectory(dir=folder) as scratch:
         plan = Path(scratch, "plan.json")
         store = Path(scratch, "store")
@@ -75,9 +75,9 @@ def measure(folder: Path, *, fast: bool) -> Iterator[Figure]:
         ready = _plan(plan, keys, size.factor)
         with Child("results_server", str(plan)) as server:
             url = f"http://127.0.0.1:{server.hear()}"
-            mine = _wait(server, url, store, batches, size)
+            mine = _wait(server, url, store, batches, size, len(ready))
             _check(mine, ready)
-            http = _http(server, url, size, size.sensors, "404", WAIT / size.factor / 2)
+            http = _http(server, url, size, size.sensors, "404", WAIT / size.factor / 4)
             yield from _ours(mine, ready, http, size)
             for status, words in (("202", "still processing"), ("401", "wrong token"), ("409", "not computed")):
                 said = _http(server, url, size, 1, status, _STATUS_SECONDS)
@@ -122,7 +122,7 @@ def _ours(
     yield Figure(f"{title}: lost in a restart of the triggerer", lost, "resources", target=Target("ours", "<=", 0))
 
 
-def _wait(server: Child, url: str, store: Path, batches: list[int], size: Size) -> dict[str, Any]:
+def _wait(server: Child, url: str, store: Path, batches: list[int], size: Size, ready: int) -> dict[str, Any]:
     seconds = WAIT / size.factor
     job = {
         "connection": {
@@ -135,13 +135,13 @@ def _wait(server: Child, url: str, store: Path, batches: list[int], size: Size) 
         "batches": batches,
         "factor": size.factor,
         "seconds": seconds,
-        "restart_after": seconds / 2,
+        "ready": ready,
     }
     with Child("pollers", "ours", json.dumps(job)) as poller:
         poller.hear()
         began = server.ask("begin")["began"]
         said = poller.ask("wait")
-        return {"began": began, **said, **server.ask("report")}
+        return {"began": began, **said, **server.ask(str(seconds))}
 
 
 def _http(server: Child, url: str, size: Size, count: int, status: str, seconds: float) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def _http(server: Child, url: str, size: Size, count: int, status: str, seconds:
         poller.hear()
         server.ask("begin")
         said = poller.ask("wait")
-        return {**said, **server.ask("report")}
+        return {**said, **server.ask(str(seconds))}
 
 
 def _make_ledger(store: Path, count: int) -> tuple[list[tuple[int, str, Route]], list[int]]:
