@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import time
@@ -19,6 +20,7 @@ PARTS: Mapping[str, str] = {
     "upload": "Upload to a service that reads and discards, on the loopback interface",
     "scan": "Scan of an export",
     "waiting": "Waiting for results in one triggerer process, 5 simulated minutes",
+    "night": "A night from export to results in a real Airflow",
     "parsing": "DAG parsing and provider discovery",
 }
 
@@ -56,14 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(part: str, folder: Path, figures: list[Figure], console: Console, *, fast: bool) -> bool:
     """Measure one part and print it; returns whether nothing was lost."""
-    begun, first = time.monotonic(), len(figures)
+    begun, first, load = time.monotonic(), len(figures), os.getloadavg()[0]
     problem = None
     try:
         for figure in _measure(part)(folder, fast=fast):
             figures.append(figure)  # noqa: PERF402 - those before an error are kept
     except WrongResultError as error:
         problem = error
-    print_table(figures[first:], f"{PARTS[part]} ({time.monotonic() - begun:.0f} s)", console)
+    took = time.monotonic() - begun
+    print_table(
+        figures[first:], f"{PARTS[part]} ({took:.0f} s; load of {os.cpu_count()} cores before: {load:.1f})", console
+    )
     if problem:
         console.print(f"WRONG: {problem}", markup=False, style="bold red")
     return problem is None
