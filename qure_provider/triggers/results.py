@@ -35,7 +35,7 @@ GRACE_SECONDS = 600.0
 STABLE_LIMIT_SECONDS = 300.0
 """How long at most a growing set of files is watched."""
 SHARE = 0.25
-"""The task is resumed when so much of what it waits for is there ..."""
+"""The task is resumed when so much of what it waits for is there, and nothing else is about to be ..."""
 HOLD_SECONDS = 60.0
 """... or when something has been there for so long."""
 CONCURRENCY = 16
@@ -129,10 +129,10 @@ class Target:
 class QureResultsTrigger(BaseTrigger):
     """Poll results until something is worth resuming the task for.
 
-    It fires when everything has its answer, when a quarter has, when something has waited a minute to be fetched, at
-    once when a result pages somebody (who is told from here), and at the deadline. Where no batch is given it fires
-    only when everything has its answer, and at the deadline. The service can cancel nothing and has no "failed" state:
-    what it never finishes stays pending until the deadline.
+    It fires when everything has its answer, when a quarter has and no other result is between its two looks, when
+    something has waited a minute to be fetched, at once when a result pages somebody (who is told from here), and at
+    the deadline. Where no batch is given it fires only when everything has its answer, and at the deadline. The service
+    can cancel nothing and has no "failed" state: what it never finishes stays pending until the deadline.
 
     Args:
         qure_conn_id: The Qure connection.
@@ -221,14 +221,16 @@ class QureResultsTrigger(BaseTrigger):
         heapq.heapify(due)
         by_key = {target.key: target for target in targets}
         done: dict[int, float] = {}
+        settling = {target.key for target in targets if target.ready_at is not None}
         urgent: list[int] = []
         wakes_early = self.batch_id is not None
         while due:
             now = time.time()
             if now >= self.deadline:
                 return ResultsEvent(Wake.DEADLINE, tuple(urgent), tuple(done))
-            is_share = len(done) >= SHARE * len(targets)
-            if wakes_early and done and (is_share or now - min(done.values()) >= HOLD_SECONDS):
+            # Results that come together are taken together: each wake is a task's start, and asks for all that is left.
+            is_share = len(done) >= SHARE * len(targets) and not settling
+            if wakes_early and done and (is_share or now - next(iter(done.values())) >= HOLD_SECONDS):
                 return ResultsEvent(Wake.SOME, tuple(urgent), tuple(done))
             if due[0][0] > now:
                 await asyncio.sleep(min(due[0][0], self.deadline, now + 1) - now)
@@ -238,7 +240,10 @@ class QureResultsTrigger(BaseTrigger):
             for target, verdict in zip(batch, verdicts, strict=True):
                 if verdict.is_done:
                     done[target.key] = time.time()
+                    settling.discard(target.key)
                 else:
+                    if target.ready_at is not None:
+                        settling.add(target.key)
                     heapq.heappush(due, (time.time() + verdict.wait, target.key))
                 if verdict.is_urgent:
                     urgent.append(target.key)

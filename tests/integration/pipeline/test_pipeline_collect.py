@@ -653,6 +653,28 @@ class TestTheTrigger:
         assert event["wake"] == "some"
         assert len(event["done"]) == 2
 
+    def test_but_what_is_ready_together_wakes_the_task_once(self, hospital):
+        """More than are asked for at once, or the first of them would be a quarter before the others are looked at."""
+        films = hospital.xray(images=24)
+        hospital.control.plan(films[-1].SOPInstanceUID, outcome="stuck")
+        batch = uploaded(hospital)
+        event = fire(self.trigger(hospital, batch))
+        assert (event["wake"], len(event["done"])) == ("some", 23)
+
+    def test_a_result_whose_files_keep_growing_holds_the_others_a_minute_at_most(self, hospital, monkeypatch):
+        monkeypatch.setattr(trigger_module, "HOLD_SECONDS", 0.5)
+        films = hospital.xray(images=4)
+        batch = uploaded(hospital)
+        growing = films[0].SOPInstanceUID
+        kinds = ("sc_thumbnail", "report_pdf", "sc", "report_sr")
+        hospital.control.plan(growing, kinds=kinds)
+        for round_ in range(400):
+            hospital.control.inject(MissingFiles(uid=growing, kinds=kinds[: round_ % 3 + 1]))
+        begun = time.monotonic()
+        event = fire(self.trigger(hospital, batch))
+        assert (event["wake"], len(event["done"])) == ("some", 3)
+        assert time.monotonic() - begun >= 0.5
+
     def test_or_when_something_has_been_there_for_a_minute(self, hospital, monkeypatch):
         monkeypatch.setattr(trigger_module, "HOLD_SECONDS", 0.5)
         films = hospital.xray(images=8)
