@@ -14,6 +14,7 @@ from qure_provider import settings
 from qure_provider.api.model import Outcome
 from qure_provider.delivery.destination import HeldError, ObjectsParcel, Parcel, ReportParcel
 from qure_provider.dicom.complete import complete_objects
+from qure_provider.dicom.objects import UnreadableError
 from qure_provider.dicom.rejection import Rejected
 from qure_provider.dicom.verify import is_simulated, verify_objects
 from qure_provider.hooks.media import Media
@@ -158,7 +159,10 @@ class Assembler:
         folder.mkdir()
         objects = [path for asset, path in files if _is_dicom(asset)]
         sent = self._ledger.sent_uids(row.identity.study_instance_uid)
-        completed = complete_objects(objects, folder, row.identity, row.facts, sent)
+        try:
+            completed = complete_objects(objects, folder, row.identity, row.facts, sent)
+        except UnreadableError:
+            raise HeldError("an object of the result cannot be written again") from None
         return _Completed(
             completed.paths,
             tuple(

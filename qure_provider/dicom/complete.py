@@ -21,8 +21,9 @@ from pydicom.uid import UID
 from pydicom.valuerep import TEXT_VR_DELIMS
 
 from qure_provider.dicom.model import Identity, StudyFacts
-from qure_provider.dicom.objects import TEXT_VRS, UTF_8, elements, read_object, readable, text, values
+from qure_provider.dicom.objects import TEXT_VRS, UTF_8, UnreadableError, elements, read_object, readable, text, values
 from qure_provider.dicom.quiet import quiet_pydicom
+from qure_provider.dicom.reasons import Quarantine
 
 UNVERIFIED_MARK = "AI unverified"
 """What every series of a result is called first, so that it is read in any viewer's list."""
@@ -170,8 +171,8 @@ def complete_object(
         The copy, and what is different in it.
 
     Raises:
-        UnreadableError: If it is no whole DICOM object.
-        OSError: If it cannot be written.
+        UnreadableError: If it is no whole DICOM object, or one that cannot be written again.
+        OSError: If it cannot be written here.
     """
     with quiet_pydicom():
         completion = _Completion(read_object(path), _declared_character_set(path))
@@ -181,7 +182,7 @@ def complete_object(
         completion.settle_character_set()
         completion.settle_file_header()
         if completion.is_altered:
-            pydicom.dcmwrite(target, completion.dataset, enforce_file_format=True)
+            _write(target, completion.dataset)
         else:
             shutil.copyfile(path, target)
         return completion.completed(target)
@@ -307,6 +308,15 @@ class _Completion:
 
     def _note(self, keyword: str, why: Why) -> None:
         self._changes.append(Change(int(tag_for_keyword(keyword) or 0), keyword, why))
+
+
+def _write(target: Path, dataset: FileDataset) -> None:
+    try:
+        pydicom.dcmwrite(target, dataset, enforce_file_format=True)
+    except OSError:
+        raise
+    except Exception:  # what can be read can be beyond writing: an element of no known VR, say
+        raise UnreadableError(Quarantine.MALFORMED) from None
 
 
 def _minted(study_instance_uid: str, old: str) -> str:

@@ -11,6 +11,7 @@ import pydicom
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.multival import MultiValue
+from pydicom.valuerep import VR
 
 from qure_provider.dicom.export import LocalFile, quarantine_for
 from qure_provider.dicom.reader import PIXEL_DATA, UnfitError, read_header
@@ -22,6 +23,7 @@ UTF_8 = "ISO_IR 192"
 TEXT_VRS = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 """Those whose values are written in the Specific Character Set."""
 
+_VRS = frozenset(VR)
 _OF_INTEREST = TEXT_VRS | {"UI", "SQ", "UN", None}
 """Those that can hold text, UIDs or sequences; None is an element of an implicit VR."""
 _READ_AS_LATIN = frozenset({"", "ISO_IR 6", "ISO_IR 100"})
@@ -103,9 +105,15 @@ def elements(dataset: Dataset, within: tuple[int, ...] = ()) -> Iterator[Place]:
 
     Yields:
         Each element with its place.
+
+    Raises:
+        UnreadableError: If an element is of a VR that does not exist: nothing can read what it says.
     """
     for tag in sorted(dataset.keys()):
-        if tag in _BULK or dataset.get_item(tag, keep_deferred=True).VR not in _OF_INTEREST:
+        vr = dataset.get_item(tag, keep_deferred=True).VR
+        if vr is not None and vr not in _VRS:
+            raise UnreadableError(Quarantine.MALFORMED)
+        if tag in _BULK or vr not in _OF_INTEREST:
             continue
         element = dataset[tag]
         yield Place(element, dataset, within)

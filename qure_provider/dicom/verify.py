@@ -232,7 +232,10 @@ def _contradiction_within(dataset: FileDataset, identity: Identity, known: set[s
         _PATIENT_ID: identity.patient_id,
     }
     for place in elements(dataset):
-        tag, named = place.element.tag, list(map(str, values(place.element)))
+        tag = place.element.tag
+        if tag != _REFERENCED_INSTANCE and tag not in same:
+            continue
+        named = list(map(str, values(place.element)))
         if tag == _REFERENCED_INSTANCE:
             is_stored = not text(place.owner, "ReferencedSOPClassUID").startswith(_NO_STORED_INSTANCE)
             if is_stored and not known.issuperset(named):

@@ -419,6 +419,27 @@ def test_a_cut_object_is_not_completed(qct, tmp_path):
     assert not (tmp_path / "completed").exists()
 
 
+PATIENT_ID, SOP_CLASS = b"\x10\x00\x20\x00LO", b"\x08\x00\x16\x00UI"
+
+
+@pytest.mark.parametrize(
+    ("found", "instead"),
+    [
+        (PATIENT_ID, PATIENT_ID[:4] + b"L9"),
+        (SOP_CLASS, b"\x02\x00\x02\x00UI\x04\x001.2\0" + SOP_CLASS),
+        (SOP_CLASS, b"\x00\x00\x02\x00UI\x04\x001.2\0" + SOP_CLASS),
+    ],
+    ids=["of a VR that does not exist", "with a file header inside", "with a command inside"],
+)
+def test_an_object_that_cannot_be_written_again_is_not_completed(qct, tmp_path, found, instead):
+    content = qct.one("sr").read_bytes()
+    assert content.count(found) == 1
+    (tmp_path / "sr").write_bytes(content.replace(found, instead))
+
+    with pytest.raises(UnreadableError):
+        complete_object(tmp_path / "sr", tmp_path / "completed", qct.identity, qct.facts, qct.sent)
+
+
 def test_nothing_of_the_patient_is_noted_or_logged(completed, qct, caplog):
     secret = replace(qct.identity, patient_id="SECRET" * 12, patient_name="SECRET^" * 12, accession_number="SECRET" * 4)
     caplog.clear()
