@@ -387,7 +387,17 @@ def test_the_services_own_reason_is_given_where_it_is_plain_words():
 
 
 @pytest.mark.parametrize(
-    "reason", ["Series 1.2.3 waits", "DOE^JANE waits", "see https://example.org/x", "x" * 100, 7, None]
+    "reason",
+    [
+        "Series 1.2.3 waits",
+        "DOE^JANE waits",
+        "Patient Jane Doe unknown",
+        "unknown: DOE",
+        "see https://example.org/x",
+        "x" * 100,
+        7,
+        None,
+    ],
 )
 def test_a_reason_that_may_name_someone_is_replaced_by_fixed_words(reason):
     assert read({"reason": reason}, version=V2, status=202).reason == "still being processed"
