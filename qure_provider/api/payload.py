@@ -17,22 +17,21 @@ _URL_MARKS = ("://", ":\\/\\/", "%3a%2f%2f", "x-amz-", "signature=")
 _URL_STARTS = ("//", "www.")
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z ,.;:!'()/_-]{1,79}")
-_WORDS = frozenset(
-    """
-    a an all already an and anatomy any are as at available be been being body by can cannot case cases channel chest
-    complete completed computation compute computed corrupt corrupted could couldn't created ct damaged data decoded
-    denied determine determined dicom dicoms did do does duplicate empty enough error exceeded exist exists expired
-    fail failed file files for format found frames from gateway get has have head header if image images implemented in
-    incomplete info information instance instances internal invalid is it its lateral license limit lung manufacturer
-    matching maximum metadata minimum missing modality more multiple needed no non not of on only or orientation
-    origin other part parsed parse permitted pending pixel please position prediction process processed processing
-    product projection qct qer qmsk qure qxr queue queued radiograph read ready register registered rejected report
-    request required resource result results retry scan scans series server service size skipped slice slices slow
-    source started status store stored study successfully such supported syntax tag tags than that the there thickness
-    this time timeout to token too transfer type unable under unexpected unknown unreadable unsupported until upload
-    uploaded usable use used valid validity value view was were while with workspace wrong x ray xray yet your
-    """.split()
-)
+_VOCABULARY = """
+a all already an anatomy and any are as at available be been being body by can cannot case cases channel chest complete
+completed computation compute computed corrupt corrupted could couldn't created ct damaged data decoded denied
+determine determined dicom dicoms did do does duplicate empty enough error exceeded exist exists expired fail failed
+file files for format found frames from gateway get has have head header if image images implemented in incomplete info
+information instance instances internal invalid is it its lateral license limit lung manufacturer matching maximum
+metadata minimum missing modality more multiple needed no non not of on only or orientation origin other parse parsed
+part pending permitted pixel please position prediction process processed processing product projection qct qer qmsk
+queue queued qure qxr radiograph ray read ready register registered rejected report request required resource result
+results retry scan scans series server service size skipped slice slices slow source started status store stored study
+successfully such supported syntax tag tags than that the there thickness this time timeout to token too transfer type
+unable under unexpected unknown unreadable unsupported until upload uploaded usable use used valid validity value view
+was were while with workspace wrong x xray yet your
+"""
+_WORDS = frozenset(_VOCABULARY.split())
 """What remarks about images are made of. Any other word may be somebody's name."""
 
 
