@@ -87,6 +87,9 @@ QURE: dict[str, Any] = {
     "max_assets": _field(
         "Most files of one result", "A result that offers more is refused.", "integer", 1000, minimum=1, maximum=1000000
     ),
+    "max_redirects": _field(
+        "Most redirects", "How often one request is sent elsewhere.", "integer", 3, minimum=0, maximum=20
+    ),
     "allow_plain_http": _field(
         "Allow plain http",
         "Needed for any host but this machine without TLS; patient data is then readable on the way.",

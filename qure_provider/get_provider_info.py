@@ -186,6 +186,14 @@ _CONFIG_OPTIONS: dict[str, Any] = {
         "A database connection for the ledger. Empty: SQLite beside a local store.", "", example="qure_ledger"
     ),
     "max_batches": _option("Into how many mapped tasks a night is divided at most.", "32", kind="integer"),
+    "max_files": _option(
+        "How many files an export may hold. One of more is refused whole: it is the wrong folder, as a rule.",
+        "2000000",
+        kind="integer",
+    ),
+    "max_header_bytes": _option(
+        "How many bytes of one file's header are read. A file of more is quarantined.", "16777216", kind="integer"
+    ),
     "pools": _option(
         "Which pool the tasks of a step take a slot of, as JSON; steps are plan, upload, compute, collect, summarize "
         "and redeliver. A pool must exist: tasks of one that does not never start. Empty: Airflow's default pool.",

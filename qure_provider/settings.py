@@ -138,6 +138,16 @@ def max_batches() -> int:
     return int(conf.getint(SECTION, "max_batches", fallback=32))
 
 
+def max_files() -> int:
+    """Return how many files an export may hold; one of more is refused whole."""
+    return int(conf.getint(SECTION, "max_files", fallback=2_000_000))
+
+
+def max_header_bytes() -> int:
+    """Return how many bytes of one file's header are read; a file of more is quarantined."""
+    return int(conf.getint(SECTION, "max_header_bytes", fallback=16 * 1024 * 1024))
+
+
 STEPS = ("plan", "upload", "compute", "collect", "summarize", "redeliver")
 """What can have a pool and a queue of its own."""
 

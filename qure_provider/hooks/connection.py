@@ -75,6 +75,7 @@ class QureConnection:
         max_answer_bytes: Largest answer that is read, in bytes.
         max_asset_bytes: Largest file of a result that is downloaded, in bytes.
         max_assets: Most files of one result that are downloaded.
+        max_redirects: How often one request is sent elsewhere before it is given up.
     """
 
     conn_id: str
@@ -94,6 +95,7 @@ class QureConnection:
     max_answer_bytes: int = 16 * 1024 * 1024
     max_asset_bytes: int = 2 * 1024**3
     max_assets: int = 1000
+    max_redirects: int = 3
 
     @classmethod
     def from_airflow(cls, connection: AirflowConnection) -> QureConnection:
@@ -136,6 +138,7 @@ class QureConnection:
             max_answer_bytes=fields.number("max_answer_bytes", 16 * 1024 * 1024, at_least=1024, at_most=1024**3),
             max_asset_bytes=fields.number("max_asset_bytes", 2 * 1024**3, at_least=1024, at_most=1024**4),
             max_assets=fields.number("max_assets", 1000, at_least=1, at_most=1_000_000),
+            max_redirects=fields.number("max_redirects", 3, at_least=0, at_most=20),
         )
 
     def url(self, path: str) -> str:

@@ -15,7 +15,7 @@ import requests
 from qure_provider.api.errors import QureRejectedError, QureTransientError
 from qure_provider.api.statuses import Step, error_for_status, rule_for
 from qure_provider.hooks.connection import QureConnection, origin
-from qure_provider.hooks.http import MAX_REDIRECTS, REDIRECTS
+from qure_provider.hooks.http import REDIRECTS
 from qure_provider.hooks.media import HEAD, Media, sniff
 from qure_provider.hooks.transport import failures_named
 
@@ -95,7 +95,8 @@ class Downloader:
                 return self._save(response, target)
 
     def _get(self, session: requests.Session, url: str) -> requests.Response:
-        for _ in range(MAX_REDIRECTS + 1):
+        most = self._connection.max_redirects
+        for _ in range(most + 1):
             self._check_url(url)
             response = session.get(
                 url, stream=True, allow_redirects=False, headers={"Accept": "*/*", "Accept-Encoding": "identity"}
@@ -108,7 +109,7 @@ class Downloader:
                 url = urljoin(url, location)
             except ValueError:
                 url = ""
-        raise QureRejectedError(f"Download was sent elsewhere more than {MAX_REDIRECTS} times, so it was given up.")
+        raise QureRejectedError(f"Download was sent elsewhere more than {most} times, so it was given up.")
 
     def _check_url(self, url: str) -> None:
         try:

@@ -15,8 +15,6 @@ from qure_provider.api.model import ResourceRef
 from qure_provider.api.routes import compute_path, results_path
 from qure_provider.hooks.connection import QureConnection, origin
 
-MAX_REDIRECTS = 3
-
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _METHOD_KEEPING = frozenset({307, 308})
 _NOT_IN_A_TOKEN = re.compile(r"[^A-Za-z0-9._-]+")

@@ -19,7 +19,7 @@ from qure_provider.api.routes import UPLOAD_PATH, recompute_body
 from qure_provider.hooks.check import PROBE, PROBE_TIMEOUT, check
 from qure_provider.hooks.connection import QureConnection
 from qure_provider.hooks.download import DownloadedFile, Downloader, ExpiredUrlError
-from qure_provider.hooks.http import MAX_REDIRECTS, compute_url, redirect_within, results_url
+from qure_provider.hooks.http import compute_url, redirect_within, results_url
 from qure_provider.hooks.media import Media
 from qure_provider.hooks.multipart import MultipartBody
 from qure_provider.hooks.outgoing import OutgoingFile
@@ -251,7 +251,7 @@ class QureHook(BaseHook):
 
     def _ask(self, what: str, method: str, url: str, **options: Any) -> RawAnswer:
         with failures_named(what):
-            for _ in range(MAX_REDIRECTS):
+            for _ in range(self.connection.max_redirects):
                 raw, location = self._ask_once(method, url, options)
                 target = redirect_within(url, method, raw.status, location)
                 if target is None:

@@ -17,7 +17,7 @@ from qure_provider.api.answers import RawAnswer, parse_result
 from qure_provider.api.model import ResourceRef, ResultAnswer
 from qure_provider.hooks.connection import QureConnection
 from qure_provider.hooks.failures import network_error
-from qure_provider.hooks.http import MAX_REDIRECTS, credentials, redirect_within, results_url, user_agent
+from qure_provider.hooks.http import credentials, redirect_within, results_url, user_agent
 from qure_provider.hooks.pace import Pace
 
 _OPERATOR = "QureResultsTrigger"
@@ -71,7 +71,7 @@ class QureAsyncClient:
         await self._session.close()
 
     async def _ask(self, url: str) -> RawAnswer:
-        for _ in range(MAX_REDIRECTS):
+        for _ in range(self.connection.max_redirects):
             raw, location = await self._ask_once(url)
             target = redirect_within(url, "GET", raw.status, location)
             if target is None:

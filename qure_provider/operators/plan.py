@@ -149,7 +149,7 @@ class QurePlanOperator(QureOperator):
         return [ref.to_xcom() for ref in refs]
 
     def _read(self, export: str) -> tuple[Scan, Selection]:
-        from qure_provider.dicom.scan import scan, scan_files
+        from qure_provider.dicom.scan import ScanLimits, scan, scan_files
         from qure_provider.dicom.select import SelectionRules, select
         from qure_provider.store import open_path
 
@@ -157,7 +157,8 @@ class QurePlanOperator(QureOperator):
         if not folder.is_dir():
             raise FileNotFoundError("The export folder does not exist: check 'export' and that the PACS wrote it.")
         files = _as_list(self.files)
-        scanned = scan_files(folder, files) if files else scan(folder)
+        limits = ScanLimits(files=settings.max_files(), header_bytes=settings.max_header_bytes())
+        scanned = scan_files(folder, files, limits=limits) if files else scan(folder, limits=limits)
         return scanned, select(scanned, SelectionRules.from_mapping(_as_mapping(self.selection)))
 
     def _divide(

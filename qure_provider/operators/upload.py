@@ -67,7 +67,7 @@ class QureUploadOperator(QureOperator):
         from qure_provider.api.errors import QureRejectedError
         from qure_provider.api.model import Route
         from qure_provider.dicom.model import Fate
-        from qure_provider.dicom.scan import scan, scan_files
+        from qure_provider.dicom.scan import ScanLimits, scan, scan_files
         from qure_provider.dicom.select import SelectionRules, select
         from qure_provider.hooks.outgoing import FileVersion, OutgoingFile
         from qure_provider.hooks.qure import QureHook
@@ -77,8 +77,9 @@ class QureUploadOperator(QureOperator):
         refs: dict[str, list[str]] = {route.value: [] for route in Route}
         quarantined: list[tuple[str, Exception]] = []
         passed_over: Counter[str] = Counter()
+        limits = ScanLimits(files=settings.max_files(), header_bytes=settings.max_header_bytes())
         for root, files in _roots([self.paths] if isinstance(self.paths, str) else self.paths):
-            scanned = scan_files(root, files) if files else scan(root)
+            scanned = scan_files(root, files, limits=limits) if files else scan(root, limits=limits)
             selection = select(scanned, SelectionRules.from_mapping(self.selection or {}))
             for item in (*scanned.passed_over, *selection.passed_over):
                 if item.fate is Fate.QUARANTINED and (files or not _is_something_else(item)):

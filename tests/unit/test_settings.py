@@ -58,6 +58,8 @@ class TestWhatIsDocumentedIsWhatIsRead:
     def test_the_numbers_used_where_nothing_is_set_are_the_documented_ones(self):
         used = {
             "max_batches": settings.max_batches(),
+            "max_files": settings.max_files(),
+            "max_header_bytes": settings.max_header_bytes(),
             "first_poll_seconds": settings.first_poll_seconds(),
             "max_poll_seconds": settings.max_poll_seconds(),
             "settle_seconds": settings.settle_seconds(),
