@@ -27,8 +27,8 @@ class TooManyFilesError(ValueError):
 
     def __init__(self, limit: int) -> None:
         super().__init__(
-            f"the export holds more than {limit} files: name a smaller folder, or raise [qure] max_files where it is so "
-            "large"
+            f"the export holds more than {limit} files: name a smaller folder, or raise [qure] max_files where it "
+            "is so large"
         )
 
 
