@@ -34,6 +34,10 @@ down: $(READY)  ## stop what 'make up' left running
 cluster: $(READY)  ## docker-compose.yaml without Docker: two nights, a worker and a triggerer lost; needs PostgreSQL, Redis, Orthanc
 	$(BIN)/python -m cluster
 
+.PHONY: chaos
+chaos: $(READY)  ## everything that may go wrong, on purpose, and all counted after each; NAME=... for one scenario
+	$(BIN)/python -m chaos $(NAME)
+
 .PHONY: test
 test: $(READY)  ## all tests that need no system package
 	$(BIN)/python -m pytest -n 2 -m 'not system' --cov --cov-report=term:skip-covered --cov-fail-under=90

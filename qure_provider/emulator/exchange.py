@@ -111,7 +111,7 @@ class CutOff(Response):
 
 async def _end(scope: Scope, receive: Receive, *, reset: bool) -> None:
     transport: asyncio.Transport = scope[TRANSPORT]
-    if reset:
+    if reset and not transport.is_closing():
         connection: socket.socket = transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
