@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, RowMapping, and_, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, and_, exists, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from qure_provider.api.model import Meaning, Outcome, ResourceRef, ResultAnswer, Route
@@ -102,6 +102,7 @@ class ResourceRow:
     computed_at: float | None
     ready_at: float | None
     settled_at: float | None
+    updated_at: float
     why: Why | None = None
 
     @property
@@ -687,19 +688,11 @@ class Ledger:
 
     def sent_alerts(self, resource_ids: Iterable[int]) -> set[tuple[int, str]]:
         """Return which (resource, channel) pairs were alerted already."""
-        query = select(alerts.c.resource_id, alerts.c.channel).where(
-            alerts.c.resource_id.in_(list(resource_ids)), alerts.c.sent_at.is_not(None)
-        )
-        with self._engine.begin() as connection:
-            return {(row.resource_id, row.channel) for row in connection.execute(query)}
+        return self._alerts(resource_ids, alerts.c.sent_at.is_not(None))
 
     def unsent_alerts(self, resource_ids: Iterable[int]) -> set[tuple[int, str]]:
         """Return of which (resource, channel) pairs an alert was tried and never got through."""
-        query = select(alerts.c.resource_id, alerts.c.channel).where(
-            alerts.c.resource_id.in_(list(resource_ids)), alerts.c.sent_at.is_(None)
-        )
-        with self._engine.begin() as connection:
-            return {(row.resource_id, row.channel) for row in connection.execute(query)}
+        return self._alerts(resource_ids, alerts.c.sent_at.is_(None))
 
     def begin_alert(self, resource_id: int, channel: str, *, seconds: float) -> bool:
         """Record that somebody is about to send an alert, so that nobody else does.
@@ -775,6 +768,15 @@ class Ledger:
             found = connection.execute(query).mappings().all()
             identities = self._identities(connection, {row["study_id"] for row in found})
         return [_resource_row(row, identities[row["study_id"]], Why(row["why"])) for row in found]
+
+    def _alerts(self, resource_ids: Iterable[int], condition: ColumnElement[bool]) -> set[tuple[int, str]]:
+        query = select(alerts.c.resource_id, alerts.c.channel).where(condition)
+        with self._engine.begin() as connection:
+            return {
+                (row.resource_id, row.channel)
+                for chunk in _chunks(list(resource_ids))
+                for row in connection.execute(query.where(alerts.c.resource_id.in_(chunk)))
+            }
 
     def _update(self, resource_ids: Iterable[int], **values: Any) -> None:
         with self._engine.begin() as connection:
@@ -1013,6 +1015,7 @@ def _resource_row(row: RowMapping, identity: Identity, why: Why | None) -> Resou
         computed_at=row["computed_at"],
         ready_at=row["ready_at"],
         settled_at=row["settled_at"],
+        updated_at=row["updated_at"],
         why=why,
     )
 

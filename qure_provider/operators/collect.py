@@ -208,9 +208,11 @@ class QureCollectBatchOperator(QureOperator):
         from qure_provider.api.model import Outcome
 
         answers = {row.id: answer for row, answer in ready}
+        settled = {row.id for row, answer in ready if row.id in done or self._is_second_look(row, answer)}
         failed: dict[int, Exception] = {}
         for row, _, error in _in_parallel(
-            lambda row: _fetch(work, hook, row, answers[row.id], is_settled=row.id in done), [row for row, _ in ready]
+            lambda row: _fetch(work, hook, row, answers[row.id], is_settled=row.id in settled),
+            [row for row, _ in ready],
         ):
             work.check()
             if isinstance(error, QureRejectedError):
@@ -219,6 +221,13 @@ class QureCollectBatchOperator(QureOperator):
                 failed[row.id] = error
                 work.ledger.record_failure([row.id], row.outcome or Outcome.PENDING, f"fetching: {error}")
         return failed
+
+    def _is_second_look(self, row: ResourceRow, answer: ResultAnswer) -> bool:
+        """Whether a result has the files that it had when this task last looked, long enough ago."""
+        from qure_provider.api.model import Outcome
+
+        is_same = row.outcome is Outcome.READY and row.file_counts == answer.file_counts
+        return is_same and time.time() - row.updated_at >= self._pace()["settle"]
 
     def _alert(self, facts: Mapping[str, str], work: BatchWork, ready: list[tuple[ResourceRow, ResultAnswer]]) -> None:
         """Tell people of urgent results that nobody was told of yet; the trigger told them of those that it saw."""
@@ -241,6 +250,9 @@ class QureCollectBatchOperator(QureOperator):
         courier.deliver(destinations_of(rules), run_id=work.run.id, seconds=seconds)
         tell_of_troubles(work.ledger, self.notifiers, run_facts(context), run_id=work.run.id)
 
+    def _pace(self) -> dict[str, float]:
+        return pace(self.first_poll_seconds, self.max_poll_seconds, self.settle_seconds)
+
     def _paging(self) -> Paging:
         return Paging(tuple(self.page_on), tuple(self.page_findings))
 
@@ -255,7 +267,7 @@ class QureCollectBatchOperator(QureOperator):
                 notifiers=self.notifiers,
                 meanings=self.page_on,
                 findings=self.page_findings,
-                pace=pace(self.first_poll_seconds, self.max_poll_seconds, self.settle_seconds),
+                pace=self._pace(),
                 run=run_facts(context),
             ),
             method_name="resume",

@@ -255,6 +255,33 @@ class TestAResultBeforeItsFiles:
         fire(waiting.trigger)
         assert time.monotonic() - begun >= 0.6
 
+    def test_the_task_itself_may_be_the_second_look(self, hospital):
+        (film,) = hospital.xray()
+        batch = uploaded(hospital)
+        deferral(hospital, batch, settle_seconds=0.2)
+        time.sleep(0.25)
+        hospital.collector(batch, settle_seconds=0.2).execute(hospital.context())
+        assert hospital.rows()[film.SOPInstanceUID].settled_at
+
+    def test_but_not_too_soon_after_the_first(self, hospital):
+        (film,) = hospital.xray()
+        batch = uploaded(hospital)
+        for _ in range(2):
+            deferral(hospital, batch, settle_seconds=30)
+        assert hospital.rows()[film.SOPInstanceUID].settled_at is None
+
+    def test_and_not_where_files_were_added_since(self, hospital):
+        (film,) = hospital.xray()
+        hospital.control.plan(film.SOPInstanceUID, kinds=("sc_thumbnail", "report_pdf"))
+        batch = uploaded(hospital)
+        hospital.control.inject(MissingFiles(kinds=("report_pdf",)))
+        deferral(hospital, batch, settle_seconds=0.2)
+        time.sleep(0.25)
+        deferral(hospital, batch, settle_seconds=0.2)
+        row = hospital.rows()[film.SOPInstanceUID]
+        assert row.settled_at is None
+        assert len(hospital.result(row)["assets"]) == 2
+
     def test_a_set_that_never_stops_growing_is_taken_after_300_s(self, hospital, monkeypatch):
         (film,) = hospital.xray()
         batch = uploaded(hospital)
@@ -516,7 +543,7 @@ class TestTheServicesErrors:
         assert hospital.rows()[film.SOPInstanceUID].is_resolved
 
     def test_the_last_of_a_batch_that_is_denied_is_its_own_outcome(self, hospital, monkeypatch):
-        monkeypatch.setattr(trigger_module, "GRACE_SECONDS", 0.5)
+        monkeypatch.setattr(trigger_module, "GRACE_SECONDS", 2.0)
         monkeypatch.setattr(trigger_module, "SHARE", 0.5)
         denied, ready = hospital.xray(images=2)
         hospital.control.plan(denied.SOPInstanceUID, outcome="denied")

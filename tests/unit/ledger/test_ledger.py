@@ -300,6 +300,9 @@ class TestAlerts:
         assert ledger.sent_alerts([first, second]) == {(first, "pager")}
         assert ledger.alert_counts(run.id) == {"sent": 1, "failed": 1}
         assert ledger.sent_alerts([]) == set()
+        many = range(100_000)  # more than one statement may name
+        assert ledger.sent_alerts(many) == {(first, "pager")}
+        assert ledger.unsent_alerts(many) == {(second, "mail")}
 
     def test_one_alone_tries_at_a_time_and_nobody_once_it_was_sent(self, ledger):
         run = begin(ledger)
