@@ -253,6 +253,7 @@ class AirflowApi:
         conn_type: str,
         host: str = "",
         port: int | None = None,
+        login: str = "",
         password: str = "",
         extra: Mapping[str, Any] | None = None,
     ) -> None:
@@ -263,6 +264,7 @@ class AirflowApi:
             conn_type: Its type.
             host: Host or base URL.
             port: Port, where it is no part of a URL.
+            login: User.
             password: Password or token.
             extra: Its further fields.
         """
@@ -271,6 +273,7 @@ class AirflowApi:
             "conn_type": conn_type,
             "host": host,
             "port": port,
+            "login": login,
             "password": password,
             "extra": json.dumps(extra or {}),
         }
