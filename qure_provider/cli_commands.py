@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 import time
 import uuid
@@ -26,6 +27,8 @@ from qure_provider.ledger.ledger import Ledger, ResourceRow
 from qure_provider.store import Store, ledger_url
 
 DELIVER_SECONDS = 300.0
+_CONTEXT = "_AIRFLOW_PROCESS_CONTEXT"
+"""What Airflow's own commands for connections set."""
 
 
 def study(args: Namespace) -> None:
@@ -128,10 +131,24 @@ def withdraw(args: Namespace) -> None:
 def _open(args: Namespace) -> Iterator[tuple[Store, Ledger]]:
     root = args.store_root or settings.store_root()
     try:
-        with Ledger.open(ledger_url(root)) as ledger:
+        with _connections_of_the_database(), Ledger.open(ledger_url(root)) as ledger:
             yield Store(root), ledger
     except LedgerError as error:
         raise SystemExit(str(error)) from None
+
+
+@contextmanager
+def _connections_of_the_database() -> Iterator[None]:
+    """Have connections looked up in Airflow's database, too: outside of tasks only what is called a server does."""
+    before = os.environ.get(_CONTEXT)
+    os.environ[_CONTEXT] = "server"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_CONTEXT]
+        else:
+            os.environ[_CONTEXT] = before
 
 
 def _models(store: Store, ledger: Ledger, delivery: DeliveryRow) -> set[str] | None:
