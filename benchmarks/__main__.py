@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.figures import Figure, WrongResultError, print_table, write_lines
+from demo.processes import signals_as_exit
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS: Mapping[str, str] = {
@@ -47,8 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        for part in options.parts or PARTS:
-            passed &= _run(part, folder, figures, console, fast=options.fast)
+        with signals_as_exit():
+            for part in options.parts or PARTS:
+                passed &= _run(part, folder, figures, console, fast=options.fast)
     finally:
         shutil.rmtree(folder)
         write_lines(figures, lines)
