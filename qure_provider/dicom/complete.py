@@ -175,17 +175,29 @@ def complete_object(
         OSError: If it cannot be written here.
     """
     with quiet_pydicom():
-        completion = _Completion(read_object(path), _declared_character_set(path))
-        completion.take_from_source(identity, facts)
-        completion.mint(identity.study_instance_uid, sent)
-        completion.say_unverified()
-        completion.settle_character_set()
-        completion.settle_file_header()
-        if completion.is_altered:
-            _write(target, completion.dataset)
-        else:
-            shutil.copyfile(path, target)
-        return completion.completed(target)
+        dataset = read_object(path)
+        try:
+            return _completed(dataset, path, target, identity, facts, sent)
+        except OSError:
+            raise
+        except Exception:  # what can be read can be beyond use: an element of another VR than its own, say
+            raise UnreadableError(Quarantine.MALFORMED) from None
+
+
+def _completed(
+    dataset: FileDataset, path: Path, target: Path, identity: Identity, facts: StudyFacts, sent: Collection[str]
+) -> Completed:
+    completion = _Completion(dataset, _declared_character_set(path))
+    completion.take_from_source(identity, facts)
+    completion.mint(identity.study_instance_uid, sent)
+    completion.say_unverified()
+    completion.settle_character_set()
+    completion.settle_file_header()
+    if completion.is_altered:
+        pydicom.dcmwrite(target, completion.dataset, enforce_file_format=True)
+    else:
+        shutil.copyfile(path, target)
+    return completion.completed(target)
 
 
 def identify(dataset: FileDataset, identity: Identity, facts: StudyFacts) -> None:
@@ -308,15 +320,6 @@ class _Completion:
 
     def _note(self, keyword: str, why: Why) -> None:
         self._changes.append(Change(int(tag_for_keyword(keyword) or 0), keyword, why))
-
-
-def _write(target: Path, dataset: FileDataset) -> None:
-    try:
-        pydicom.dcmwrite(target, dataset, enforce_file_format=True)
-    except OSError:
-        raise
-    except Exception:  # what can be read can be beyond writing: an element of no known VR, say
-        raise UnreadableError(Quarantine.MALFORMED) from None
 
 
 def _minted(study_instance_uid: str, old: str) -> str:

@@ -14,6 +14,7 @@ _VALUES = (
     *("Routine", "critical", "qxr", "1.2.3", "../../etc/passwd", "http://[", "http://127.0.0.1/SECRET", "a" * 100_000),
     *("|^~\\&\r\nOBX|1|FT|", "<script>", "\u202e\u2028", [], {}, [[]], [None], {"": ""}, [["a", "b"], ["a"]]),
 )
+_MANY = 100
 
 
 def damaged(rng, content, others=()):
@@ -86,7 +87,7 @@ def _changed(rng, content):
             case 0:
                 return [*content[:place], *content[place + 1 :]]
             case 1:
-                return content * rng.choice((2, 50))
+                return content * rng.choice((2, 50)) if len(content) < _MANY else content
             case _:
                 return [*content[:place], _changed(rng, content[place]), *content[place + 1 :]]
     if isinstance(content, str) and rng.random() < 0.5:

@@ -419,17 +419,23 @@ def test_a_cut_object_is_not_completed(qct, tmp_path):
     assert not (tmp_path / "completed").exists()
 
 
-PATIENT_ID, SOP_CLASS = b"\x10\x00\x20\x00LO", b"\x08\x00\x16\x00UI"
+PATIENT_ID, SOP_CLASS, STUDY_ID = b"\x10\x00\x20\x00LO", b"\x08\x00\x16\x00UI", b"\x20\x00\x10\x00SH"
 
 
 @pytest.mark.parametrize(
     ("found", "instead"),
     [
         (PATIENT_ID, PATIENT_ID[:4] + b"L9"),
+        (STUDY_ID, STUDY_ID[:4] + b"SL"),
         (SOP_CLASS, b"\x02\x00\x02\x00UI\x04\x001.2\0" + SOP_CLASS),
         (SOP_CLASS, b"\x00\x00\x02\x00UI\x04\x001.2\0" + SOP_CLASS),
     ],
-    ids=["of a VR that does not exist", "with a file header inside", "with a command inside"],
+    ids=[
+        "of a VR that does not exist",
+        "of another VR than its own",
+        "with a file header inside",
+        "with a command inside",
+    ],
 )
 def test_an_object_that_cannot_be_written_again_is_not_completed(qct, tmp_path, found, instead):
     content = qct.one("sr").read_bytes()
