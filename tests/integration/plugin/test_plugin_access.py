@@ -4,6 +4,8 @@ import pytest
 from fastapi.routing import APIRoute
 from plugin_kit import NIGHT, RUN, STUDY, row, summary
 
+from qure_provider.plugin.entry import serve
+
 SECRET = b"SECRET-OF-ANOTHER-PATIENT"
 HTML = {"Accept": "text/html,*/*;q=0.8"}
 
@@ -25,6 +27,24 @@ def of_one_night():
 def test_every_address_tried_here_is_one_that_works(night, get):
     assert len(addresses()) >= 5
     assert {address: get(address).status for address in addresses()} == dict.fromkeys(addresses(), 200)
+
+
+def test_the_plugin_adds_no_other_way_in():
+    from qure_provider.plugin.entry import QurePlugin
+    from qure_provider.plugin.pages import app
+
+    assert [each["app"] for each in QurePlugin.fastapi_apps] == [serve]
+    for name in ("fastapi_root_middlewares", "flask_blueprints", "appbuilder_views", "react_apps"):
+        assert not getattr(QurePlugin, name, None), name
+    assert {method for route in app.routes for method in route.methods} == {"GET"}
+
+
+def test_R4_every_route_asks_for_a_login_and_for_the_permission(night, get):
+    """The list of nights is open to everybody who is logged in, and empty for who may see none."""
+    for address in addresses():
+        assert get(address, user=None).status == 401
+        answer = get(address, user="nobody")
+        assert answer.status == 403 or (address == "/qure/" and b"No night that you may see" in answer.body)
 
 
 def test_nothing_is_shown_without_a_login(night, get):
