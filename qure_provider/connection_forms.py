@@ -98,6 +98,14 @@ QURE: dict[str, Any] = {
     ),
 }
 
+DEIDENTIFY: dict[str, Any] = {
+    "profile": _field(
+        "Profile",
+        'JSON: what is kept, removed or replaced beside the standard\'s Basic Profile, such as {"shift_dates": false, '
+        '"remove": ["StudyDescription"]}. Empty: the default profile.',
+    ),
+}
+
 MLLP: dict[str, Any] = {
     "processing_id": _field(
         "Processing ID",

@@ -39,7 +39,8 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "integration-name": "Qure.ai Platform API",
                 "python-modules": [
-                    f"qure_provider.hooks.{name}" for name in ("qure", "dicom", "dicomweb", "mllp", "fhir")
+                    f"qure_provider.hooks.{name}"
+                    for name in ("qure", "deidentify", "dicom", "dicomweb", "mllp", "fhir")
                 ],
             }
         ],
@@ -64,6 +65,20 @@ def get_provider_info() -> dict[str, Any]:
                     },
                 },
                 "conn-fields": connection_forms.QURE,
+            },
+            {
+                "connection-type": "qure_deidentify",
+                "hook-class-name": "qure_provider.hooks.deidentify.DeidentifyHook",
+                "hook-name": "Qure.ai de-identification",
+                "ui-field-behaviour": {
+                    "hidden-fields": ["host", "login", "schema", "extra"],
+                    "relabeling": {"password": "Secret key"},
+                    "placeholders": {
+                        "password": "what 'openssl rand -base64 32' prints",
+                        "port": "such as 1; Airflow 3.3.1 and 3.3.2 cannot test a connection without",
+                    },
+                },
+                "conn-fields": connection_forms.DEIDENTIFY,
             },
             {
                 "connection-type": "mllp",
@@ -137,7 +152,12 @@ def _option(description: str, default: str | None, *, kind: str = "string", **mo
 
 _CONFIG_OPTIONS: dict[str, Any] = {
     "identity_policy": _option(
-        "Whether studies are sent as exported ('identified'). There is no default: unset, nothing is sent.", ""
+        "Whether studies are de-identified before they leave ('deidentify') or sent as exported ('identified'). There "
+        "is no default: unset, nothing is sent.",
+        "",
+    ),
+    "deidentify_conn_id": _option(
+        "The connection of type qure_deidentify that holds the secret key for pseudonyms.", "qure_deidentify_default"
     ),
     "store_root": _option(
         "Where results are kept: a folder, or a URL that ObjectStoragePath understands. Workers write it; the API "

@@ -23,6 +23,9 @@ class IdentityPolicy(StrEnum):
     """Whether data is de-identified before it leaves. There is no default: it is the hospital's decision."""
 
     IDENTIFIED = "identified"
+    """Studies are sent exactly as exported, names included."""
+    DEIDENTIFY = "deidentify"
+    """What identifies is removed or replaced by pseudonyms before a study leaves, and put back into its results."""
 
 
 class IdentityPolicyError(ValueError):
@@ -45,8 +48,10 @@ def identity_policy(value: str | None = None) -> IdentityPolicy:
         problem = f"{chosen!r} is no identity policy." if chosen else "No identity policy is set, so nothing was sent."
         raise IdentityPolicyError(
             f"{problem} Whether patient data may leave the hospital is a decision that the software does not take: set "
-            "identity_policy on the task, or [qure] identity_policy in Airflow's configuration, to 'identified' "
-            "(studies are sent exactly as exported, names included)."
+            "identity_policy on the task, or [qure] identity_policy in Airflow's configuration, to 'deidentify' (what "
+            "identifies is removed or replaced before upload and put back into the results; it needs a connection of "
+            "type qure_deidentify with a secret key) or to 'identified' (studies are sent exactly as exported, names "
+            "included)."
         ) from None
 
 
@@ -131,6 +136,11 @@ def _list_of_objects(option: str, value: Any) -> list[dict[str, Any]]:
 def ledger_conn_id() -> str:
     """Return ``[qure] ledger_conn_id``; empty means SQLite beside a local store."""
     return _text("ledger_conn_id")
+
+
+def deidentify_conn_id() -> str:
+    """Return ``[qure] deidentify_conn_id``: the connection that holds the key for pseudonyms."""
+    return _text("deidentify_conn_id") or "qure_deidentify_default"
 
 
 def max_batches() -> int:

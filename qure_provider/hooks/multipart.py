@@ -143,7 +143,7 @@ class PartsBody:
     def _readers(self) -> Iterator[Callable[[memoryview], int]]:
         end = b""
         for index, file in enumerate(self._files):
-            yield io.BytesIO(end + self._beginning(index) + file.header).readinto
+            yield io.BytesIO(end + self._beginning(index) + bytes(file.header)).readinto
             with _opened(file) as source:
                 yield _Measured(file, source).readinto
             end = _END_OF_PART
@@ -201,7 +201,10 @@ def _opened(file: OutgoingFile) -> Any:
 
 
 class _Measured:
-    """Reads one file and holds it to the length that it was listed with."""
+    """Reads one file and holds it to the length that it was listed with.
+
+    Of a file whose version is known no more is read than that: what it has beyond is left out on purpose.
+    """
 
     def __init__(self, file: OutgoingFile, source: Any) -> None:
         self._file = file
@@ -209,6 +212,8 @@ class _Measured:
         self._left = file.size - len(file.header)
 
     def readinto(self, view: memoryview) -> int:
+        if self._file.version is not None:
+            view = view[: self._left]
         try:
             count: int = self._source.readinto(view) or 0
         except OSError as error:

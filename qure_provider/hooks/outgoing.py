@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any, Protocol
 
 from qure_provider.dicom.export import modified_seconds
@@ -43,11 +46,65 @@ class FileVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class SpooledHeader:
+    """A header that is on disk.
+
+    Attributes:
+        descriptor: Of the file that it is in.
+        start: Where it begins there.
+        length: In bytes.
+    """
+
+    descriptor: int
+    start: int
+    length: int
+
+    def __len__(self) -> int:
+        """Return its length in bytes."""
+        return self.length
+
+    def __bytes__(self) -> bytes:
+        """Read it."""
+        return os.pread(self.descriptor, self.length, self.start)
+
+
+class HeaderSpool:
+    """Keeps headers on local disk until they are sent, so that memory does not grow with their number.
+
+    Use it in a ``with`` block, which outlasts the upload; the file has no name and is gone afterwards.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+        self._end = 0
+
+    def __enter__(self) -> HeaderSpool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def keep(self, header: bytes) -> SpooledHeader:
+        """Write a header down.
+
+        Raises:
+            OSError: If there is no room for it.
+        """
+        if self._file.write(header) != len(header):
+            raise OSError(errno.ENOSPC, "no room for de-identified headers in the temporary folder")
+        kept = SpooledHeader(self._file.fileno(), self._end, len(header))
+        self._end += len(header)
+        return kept
+
+
+@dataclass(frozen=True, slots=True)
 class OutgoingFile:
-    """What is sent for one instance: ``header + file[offset:]``.
+    """What is sent for one instance: ``header`` and ``file[offset:]``, of that as much as ``size`` says.
 
     An instance that goes out as it is has no header. Where its identity is replaced, the header is the new one and the
-    offset is where the pixels begin, which are streamed untouched.
+    offset is where the pixels begin, which are streamed untouched; what the file has after them stays here.
 
     Attributes:
         sop_instance_uid: SOPInstanceUID as it stands in what is sent.
@@ -63,7 +120,7 @@ class OutgoingFile:
     series_instance_uid: str = field(repr=False)
     path: str | Path | Openable = field(repr=False)
     size: int
-    header: bytes = field(default=b"", repr=False)
+    header: bytes | SpooledHeader = field(default=b"", repr=False)
     offset: int = 0
     version: FileVersion | None = field(default=None, repr=False)
 

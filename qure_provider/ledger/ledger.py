@@ -18,11 +18,13 @@ from qure_provider.api.model import Meaning, Outcome, ResourceRef, ResultAnswer,
 from qure_provider.dicom.model import Identity, SelectedSeries, Series, StudyFacts
 from qure_provider.ledger.database import LedgerError, is_current, migrate, open_engine
 from qure_provider.ledger.deliveries import OPEN_STATES, Deliveries
+from qure_provider.ledger.pseudonyms import Pseudonyms
 from qure_provider.ledger.schema import (
     acknowledged,
     alerts,
     batches,
     deliveries,
+    identity_maps,
     parcels,
     planned,
     resources,
@@ -103,12 +105,13 @@ class ResourceRow:
     ready_at: float | None
     settled_at: float | None
     updated_at: float
+    sent_uid: str | None = None
     why: Why | None = None
 
     @property
     def ref(self) -> ResourceRef:
-        """What its result is asked for."""
-        return ResourceRef(self.uid, self.route)
+        """What its result is asked for: the UID that the service knows, a pseudonym where it was de-identified."""
+        return ResourceRef(self.sent_uid or self.uid, self.route)
 
     @property
     def is_over(self) -> bool:
@@ -187,6 +190,11 @@ class Ledger:
     def deliveries(self) -> Deliveries:
         """The half of the ledger that says what was delivered where."""
         return Deliveries(self._engine)
+
+    @property
+    def pseudonyms(self) -> Pseudonyms:
+        """The half of the ledger that says what was sent in place of whose a study is."""
+        return Pseudonyms(self._engine)
 
     # Runs
 
@@ -336,6 +344,7 @@ class Ledger:
             for some in _chunks(gone):
                 connection.execute(acknowledged.delete().where(acknowledged.c.resource_id.in_(some)))
                 connection.execute(alerts.delete().where(alerts.c.resource_id.in_(some)))
+                connection.execute(identity_maps.delete().where(identity_maps.c.resource_id.in_(some)))
                 connection.execute(resources.delete().where(resources.c.id.in_(some)))
             orphans = studies.c.id.not_in(select(resources.c.study_id))
             gone_studies = connection.execute(studies.delete().where(orphans)).rowcount
@@ -1016,6 +1025,7 @@ def _resource_row(row: RowMapping, identity: Identity, why: Why | None) -> Resou
         ready_at=row["ready_at"],
         settled_at=row["settled_at"],
         updated_at=row["updated_at"],
+        sent_uid=row["sent_uid"],
         why=why,
     )
 

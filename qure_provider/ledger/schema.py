@@ -97,13 +97,32 @@ resources = Table(
     Column("ready_at", Float),
     Column("settled_at", Float),
     Column("updated_at", Float, nullable=False),
+    Column("sent_uid", _UID),
     UniqueConstraint("uid", "revision"),
     Index(None, "study_id"),
+    Index(None, "sent_uid"),
     Index(None, "outcome"),
     sqlite_autoincrement=True,
 )
 """An X-ray image or a CT series as it was sent; one that gained images since is a new revision. No key is given twice,
-so that what was once delivered is never taken for the result of another image."""
+so that what was once delivered is never taken for the result of another image. ``sent_uid`` is what the service knows
+it by where it was de-identified."""
+
+identity_maps = Table(
+    "identity_maps",
+    metadata,
+    Column("resource_id", ForeignKey("resources.id", ondelete="CASCADE"), primary_key=True),
+    Column("key_id", String(16), nullable=False),
+    Column("sent_study_uid", _UID, nullable=False),
+    Column("sent_patient_id", String(16), nullable=False),
+    Column("patient", Text, nullable=False),
+    Column("pseudonym", JSON, nullable=False),
+    Column("uids", JSON, nullable=False),
+    Column("dates", JSON, nullable=False),
+    Index(None, "sent_study_uid"),
+    Index(None, "sent_patient_id"),
+)
+"""What was sent in place of whose a resource is, and the way back; only of what was de-identified."""
 
 acknowledged = Table(
     "acknowledged",

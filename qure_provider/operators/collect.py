@@ -297,10 +297,18 @@ class _Questions:
 
 
 def _fetch(work: BatchWork, hook: QureHook, row: ResourceRow, answer: ResultAnswer, *, is_settled: bool) -> None:
+    from qure_provider.api.errors import QureRejectedError
     from qure_provider.operators.fetching import fetch_result
+    from qure_provider.operators.returning import return_answer
     from qure_provider.store import result_folder
 
     work.check()
+    way_back = None
+    if row.sent_uid is not None:
+        way_back = work.ledger.pseudonyms.way_back(row.id)
+        if way_back is None:
+            raise QureRejectedError("the ledger has forgotten what was sent in place of whose it is; recompute it")
+        answer = return_answer(answer, way_back)
     study = row.identity.study_instance_uid
     folder = result_folder(study, row.series_instance_uid, row.uid, row.route, row.revision)
     fetch_result(
@@ -309,9 +317,11 @@ def _fetch(work: BatchWork, hook: QureHook, row: ResourceRow, answer: ResultAnsw
         row.ref,
         answer,
         folder,
+        uid=row.uid,
         revision=row.revision,
         study_instance_uid=study,
         series_instance_uid=row.series_instance_uid,
+        way_back=way_back,
     )
     if _is_unchanged(work, row, answer):
         work.ledger.record_doubt(row.id, UNCHANGED)

@@ -90,7 +90,7 @@ class QureComputeBatchOperator(QureOperator):
             failures: list[tuple[str, Exception]] = []
             with QureHook(self.qure_conn_id, operator=type(self).__name__) as hook:
                 for row in todo:
-                    error, already = _compute(hook, row.uid, recompute=row.revision > 1)
+                    error, already = _compute(hook, row.ref.uid, recompute=row.revision > 1)
                     work.check()
                     if error:
                         failures.append((settings.short_ref(row.uid), error))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qure_provider.api.errors import QureRejectedError, QureTransientError
-from qure_provider.reports.result import Asset, Result
+from qure_provider.hooks.media import Media
+from qure_provider.operators.returning import Returned, return_files
+from qure_provider.reports.result import Asset, HeldFile, Result
 
 if TYPE_CHECKING:
     from qure_provider.api.model import ResourceRef, ResultAnswer
+    from qure_provider.dicom.pseudonym import IdentityMap
     from qure_provider.hooks.qure import QureHook
     from qure_provider.store import Store
 
@@ -25,24 +29,29 @@ def fetch_result(
     answer: ResultAnswer,
     folder: str,
     *,
+    uid: str = "",
     revision: int = 1,
     study_instance_uid: str = "",
     series_instance_uid: str = "",
+    way_back: IdentityMap | None = None,
 ) -> Result:
     """Download the files of a ready result that the store does not hold yet, then write ``result.json``.
 
     ``result.json`` is written last: where it is, all that it names is there. A late file is an addition. An expired URL
-    is answered by asking for the result again.
+    is answered by asking for the result again. What was de-identified is put back before the store sees it; a file that
+    cannot be is held, beside the others.
 
     Args:
         hook: The Qure hook.
         store: The store.
         ref: What the result was asked by.
-        answer: A ready answer, with its URLs.
+        answer: A ready answer, with its URLs; about the patient again where it was de-identified.
         folder: Where it shall lie, relative to the store's root.
+        uid: The image's or series' own UID; empty where it is what the result was asked by.
         revision: Which sending of the resource it answers.
         study_instance_uid: The study, where known.
         series_instance_uid: The series, where known.
+        way_back: What was sent, and what it stands for; None where it was sent as it is.
 
     Returns:
         The result as stored.
@@ -55,47 +64,93 @@ def fetch_result(
         raise QureRejectedError(
             f"the result offers {offered} files, more than the connection's max_assets of {hook.connection.max_assets}"
         )
-    held = _held(store, folder)
-    names = {*_OURS, *(asset.name.rsplit(".", 1)[0] for asset in held.values())}
-    assets: list[Asset] = []
+    known, known_held = _known(store, folder)
+    taken = [asset.name for asset in known.values()] + [Path(file.name).name for file in known_held.values()]
+    names = {*_OURS, *(name.rsplit(".", 1)[0] for name in taken)}
+    assets: dict[tuple[str, int], Asset] = {}
+    held: list[HeldFile] = []
     current = answer
     with store.scratch() as scratch:
+        fetched: dict[tuple[str, int], tuple[Asset, Path]] = {}
         for kind, count in answer.file_counts.items():
             for position in range(count):
-                if known := held.get((kind, position)):
-                    assets.append(known)
-                    continue
-                target = scratch / _free_name(kind, names)
-                current, local, asset = _download(hook, ref, current, kind, position, target)
-                store.put(local, f"{folder}/{asset.name}")
-                assets.append(asset)
+                place = kind, position
+                if place in known_held:
+                    held.append(known_held[place])
+                elif place in known:
+                    assets[place] = known[place]
+                else:
+                    target = scratch / _free_name(kind, names)
+                    current, local, asset = _download(hook, ref, current, kind, position, target)
+                    fetched[place] = asset, local
+        returned = _returned(store, folder, scratch, fetched, known.values(), way_back)
+        for (kind, position), item in returned.items():
+            if item.held is None:
+                store.put(item.path, f"{folder}/{item.asset.name}")
+                assets[kind, position] = item.asset
+            else:
+                held.append(HeldFile(kind, position, f"held/{item.asset.name}", str(item.held)))
+                store.put(item.path, f"{folder}/{held[-1].name}")
     result = Result.of(
         answer,
-        tuple(assets),
-        uid=ref.uid,
+        tuple(assets[place] for place in _places(answer) if place in assets),
+        uid=uid or ref.uid,
         route=ref.route,
         revision=revision,
         study_instance_uid=study_instance_uid,
         series_instance_uid=series_instance_uid,
+        held=tuple(held),
     )
     store.write_json(f"{folder}/answer.json", answer.content)
     store.write_json(f"{folder}/result.json", result.to_json())
     return result
 
 
-def _held(store: Store, folder: str) -> dict[tuple[str, int], Asset]:
+def _places(answer: ResultAnswer) -> Iterator[tuple[str, int]]:
+    for kind, count in answer.file_counts.items():
+        for position in range(count):
+            yield kind, position
+
+
+def _returned(
+    store: Store,
+    folder: str,
+    scratch: Path,
+    fetched: Mapping[tuple[str, int], tuple[Asset, Path]],
+    known: Iterable[Asset],
+    way_back: IdentityMap | None,
+) -> dict[tuple[str, int], Returned]:
+    """Put what was fetched back to whom it is about, where it was de-identified."""
+    if way_back is None:
+        return {place: Returned(path, asset) for place, (asset, path) in fetched.items()}
+    copies = scratch / "returned"
+    copies.mkdir()
+    before = []
+    for asset in known:
+        if fetched and asset.media == Media.DICOM.value:
+            before.append(scratch / f"known-{asset.name}")
+            before[-1].write_bytes(store.path(f"{folder}/{asset.name}").read_bytes())
+    return dict(zip(fetched, return_files([*fetched.values()], way_back, copies, before), strict=True))
+
+
+def _known(store: Store, folder: str) -> tuple[dict[tuple[str, int], Asset], dict[tuple[str, int], HeldFile]]:
     """Return what an earlier look brought, by kind and position; nothing where its listing cannot be read."""
     path = f"{folder}/result.json"
     try:
-        assets = Result.from_json(store.read_json(path)).assets if store.exists(path) else ()
+        result = Result.from_json(store.read_json(path)) if store.exists(path) else None
     except ValueError:
-        return {}
+        result = None
+    if result is None:
+        return {}, {}
+    held = {(file.kind, file.position): file for file in result.held}
     positions: Counter[str] = Counter()
-    held = {}
-    for asset in assets:
-        held[asset.kind, positions[asset.kind]] = asset
+    known = {}
+    for asset in result.assets:
+        while (asset.kind, positions[asset.kind]) in held:
+            positions[asset.kind] += 1
+        known[asset.kind, positions[asset.kind]] = asset
         positions[asset.kind] += 1
-    return held
+    return known, held
 
 
 def _free_name(kind: str, taken: set[str]) -> str:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.definitions.context import Context
 
 from qure_provider import settings
+from qure_provider.hooks.outgoing import HeaderSpool
 from qure_provider.operators.base import QureOperator
 from qure_provider.operators.dry_run import ShowOnly, show_only_of, show_upload
+from qure_provider.operators.sending import Sender, instances_of, sender_for
 from qure_provider.operators.work import BatchWork, open_batch
 from qure_provider.retries import StepIncompleteError
 
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 
 _PROGRESS = "acknowledged"
 _DICOM_SUFFIXES = frozenset({"", ".dcm", ".dicom", ".dic", ".ima"})
+_NO_WAY_BACK = (
+    "QureUploadOperator alone keeps no way back from pseudonyms to patients, so nothing was sent. Use the task group "
+    "process_export, which de-identifies, or set identity_policy='identified' on this task."
+)
 
 
 class QureUploadOperator(QureOperator):
@@ -31,12 +37,13 @@ class QureUploadOperator(QureOperator):
 
     A retry sends only what was not acknowledged before; clearing the task after success sends everything again. What
     cannot be sent fails the task after everything else went; in a folder, a file that is not DICOM and has the name of
-    something else (``.txt``) is only passed over. It fails, too, where there is nothing to send.
+    something else (``.txt``) is only passed over. It fails, too, where there is nothing to send. It
+    sends files as they are: de-identification needs the ledger that ``process_export`` keeps.
 
     Args:
         paths: Local files or folders (a folder is read whole, with everything below it).
         selection: Rules as ``SelectionRules.from_mapping`` takes them; None for the safe defaults.
-        identity_policy: See ``settings.identity_policy``.
+        identity_policy: See ``settings.identity_policy``; anything but ``identified`` is refused.
         kwargs: See ``QureOperator``.
 
     Returns:
@@ -72,7 +79,8 @@ class QureUploadOperator(QureOperator):
         from qure_provider.hooks.outgoing import FileVersion, OutgoingFile
         from qure_provider.hooks.qure import QureHook
 
-        settings.identity_policy(self.identity_policy)
+        if settings.identity_policy(self.identity_policy) is not settings.IdentityPolicy.IDENTIFIED:
+            raise settings.IdentityPolicyError(_NO_WAY_BACK)
         outgoing: list[OutgoingFile] = []
         refs: dict[str, list[str]] = {route.value: [] for route in Route}
         quarantined: list[tuple[str, Exception]] = []
@@ -166,56 +174,61 @@ class QureUploadBatchOperator(QureOperator):
 
     def execute(self, context: Context) -> None:
         """Upload the batch."""
-        settings.identity_policy(self.identity_policy)
+        policy = settings.identity_policy(self.identity_policy)
         with open_batch(self.batch, self.store_root, context) as work:
             todo = [row for row in work.rows() if row.uploaded_at is None]
             if show_only_of(self.show_only) is ShowOnly.UPLOAD:
-                path = show_upload(work, {row.id: _files_of(work, row) for row in todo})
+                path = show_upload(work, todo, policy)
                 self.log.info("Dry run: nothing was sent; what would be is in the store: %s", path)
             elif todo:
-                self._upload(work, todo)
+                with HeaderSpool() as spool:
+                    self._upload(work, todo, sender_for(policy), spool)
 
-    def _upload(self, work: BatchWork, todo: list[ResourceRow]) -> None:
+    def _upload(self, work: BatchWork, todo: list[ResourceRow], sender: Sender, spool: HeaderSpool) -> None:
         from qure_provider.api.model import Outcome, Route
         from qure_provider.hooks.qure import QureHook
 
+        work.ledger.pseudonyms.begin([row.id for row in todo], sender.key_id)
         held = work.ledger.acknowledged(row.id for row in todo)
-        files = {row.id: _files_of(work, row) for row in todo}
-        resource_of = {file: row_id for row_id, group in files.items() for file in group}
-        missing = {row_id: {file.sop_instance_uid for file in group} - held[row_id] for row_id, group in files.items()}
-        series = {row.id: row.series_instance_uid for row in todo if row.route is Route.CT}
+        planned = {row.id: {instance.sop_instance_uid for instance in instances_of(work, row)} for row in todo}
+        missing = {row_id: uids - held[row_id] for row_id, uids in planned.items()}
+        work.ledger.mark_uploaded(row_id for row_id, uids in missing.items() if not uids)
+        prepared = sender.prepare(work, [(row, missing[row.id]) for row in todo], spool)
+        source_of = {file: (row_id, uid) for row_id, group in prepared.files.items() for uid, file in group}
+        series = {
+            row.id: prepared.files[row.id][0][1].series_instance_uid
+            for row in todo
+            if row.route is Route.CT and prepared.files.get(row.id)
+        }
 
         def record(sent: Sequence[OutgoingFile]) -> None:
             work.check()
-            work.ledger.acknowledge((resource_of[file], file.sop_instance_uid) for file in sent)
-            for file in sent:
-                missing[resource_of[file]].discard(file.sop_instance_uid)
-            done = {row_id for row_id in {resource_of[file] for file in sent} if not missing[row_id]}
+            work.ledger.acknowledge(source_of[file] for file in sent)
+            for row_id, uid in map(source_of.__getitem__, sent):
+                missing[row_id].discard(uid)
+            done = {row_id for row_id in {source_of[file][0] for file in sent} if not missing[row_id]}
             work.ledger.mark_uploaded(done - series.keys())
 
-        work.ledger.mark_uploaded(row_id for row_id, uids in missing.items() if not uids)
-        outgoing = [
-            file for row_id, group in files.items() for file in group if file.sop_instance_uid in missing[row_id]
-        ]
         with QureHook(self.qure_conn_id, operator=type(self).__name__) as hook:
-            report = hook.upload(outgoing, on_acknowledged=record)
+            report = hook.upload([*source_of], on_acknowledged=record)
         self.log.info(
-            "Uploaded: files=%d requests=%d bytes=%d failed=%d",
+            "Uploaded: files=%d requests=%d bytes=%d failed=%d refused=%d",
             len(report.acknowledged),
             report.requests,
             report.bytes_sent,
             len(report.failed),
+            len(prepared.refused),
         )
+        failures: dict[int, Exception] = dict(prepared.refused)
+        gone = {source_of[item.file] for item in report.failed}
         for failure in report.failed:
-            missing[resource_of[failure.file]].add(failure.file.sop_instance_uid)
-        failures: dict[int, QureError] = {}
-        gone = {(resource_of[item.file], item.file.sop_instance_uid) for item in report.failed}
-        for failure in report.failed:
-            failures.setdefault(resource_of[failure.file], failure.error)
-        for row_id, uid in series.items():
-            if short := _short(report.held.get(uid), len(files[row_id]) - len(missing[row_id])):
+            row_id, uid = source_of[failure.file]
+            missing[row_id].add(uid)
+            failures.setdefault(row_id, failure.error)
+        for row_id, series_uid in series.items():
+            if short := _short(report.held.get(series_uid), len(planned[row_id]) - len(missing[row_id])):
                 failures[row_id] = short
-                gone |= {(row_id, file.sop_instance_uid) for file in files[row_id]}
+                gone |= {(row_id, uid) for uid in planned[row_id]}
         work.ledger.retract(gone)
         work.ledger.mark_uploaded(row_id for row_id in series if not missing[row_id] and row_id not in failures)
         for row_id, error in failures.items():
@@ -240,27 +253,6 @@ def _short(held: int | None, acknowledged: int) -> QureError | None:
         f"The service says that it holds {held} images of a series of which it acknowledged {acknowledged}, so it is "
         "not computed; the next try sends all of it again."
     )
-
-
-def _files_of(work: BatchWork, row: ResourceRow) -> list[OutgoingFile]:
-    from qure_provider.api.model import Route
-    from qure_provider.hooks.outgoing import FileVersion, OutgoingFile
-    from qure_provider.store import open_path
-
-    root = open_path(work.export_root)
-    is_local = isinstance(root, Path)
-    series = work.series_by_uid()[row.series_instance_uid].series
-    return [
-        OutgoingFile(
-            sop_instance_uid=instance.sop_instance_uid,
-            series_instance_uid=row.series_instance_uid,
-            path=str(root / instance.path) if is_local else root / instance.path,
-            size=instance.size,
-            version=FileVersion(instance.size, instance.modified),
-        )
-        for instance in series.instances
-        if row.route is Route.CT or instance.sop_instance_uid == row.uid
-    ]
 
 
 def _is_something_else(item: PassedOver) -> bool:

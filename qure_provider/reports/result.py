@@ -37,6 +37,23 @@ class Asset:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldFile:
+    """A file of a result that is not handed on, because it could not be put back whole to whom it is about.
+
+    Attributes:
+        kind: The service's key for it.
+        position: Its place among the files of its kind, from 0.
+        name: Its file name beside ``result.json``. It names nobody but by pseudonyms.
+        reason: Why, in fixed words.
+    """
+
+    kind: str
+    position: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """One resource's result.
 
@@ -55,6 +72,7 @@ class Result:
         decisions: Pathology to decision, as sent.
         model_version: As sent; None where not stated.
         assets: Its files.
+        held: Files of it that are not handed on; only where images were de-identified.
         reason: Why there is no result, where there is none.
     """
 
@@ -72,6 +90,7 @@ class Result:
     decisions: Mapping[str, bool] = field(default_factory=dict)
     model_version: str | None = None
     assets: tuple[Asset, ...] = ()
+    held: tuple[HeldFile, ...] = ()
     reason: str = ""
 
     @classmethod
@@ -85,6 +104,7 @@ class Result:
         revision: int = 1,
         study_instance_uid: str = "",
         series_instance_uid: str = "",
+        held: tuple[HeldFile, ...] = (),
     ) -> Result:
         """Put an answer and its fetched files together."""
         return cls(
@@ -102,6 +122,7 @@ class Result:
             decisions=dict(answer.decisions),
             model_version=answer.model_version,
             assets=assets,
+            held=held,
             reason=answer.reason,
         )
 
@@ -114,6 +135,7 @@ class Result:
         """Return what ``result.json`` holds."""
         value = asdict(self)
         value["assets"] = [asdict(asset) for asset in self.assets]
+        value["held"] = [asdict(file) for file in self.held]
         return {
             "schema": SCHEMA,
             "notice": UNVERIFIED,
@@ -154,6 +176,7 @@ class Result:
                 decisions=value["decisions"],
                 model_version=None if version == MODEL_NOT_STATED else version,
                 assets=tuple(Asset(**asset) for asset in value["assets"]),
+                held=tuple(HeldFile(**file) for file in value.get("held", ())),
                 reason=value["reason"],
             )
         except (KeyError, TypeError, ValueError) as error:

@@ -150,6 +150,7 @@ def upgrade() -> None:
         sa.Column("ready_at", sa.Float(), nullable=True),
         sa.Column("settled_at", sa.Float(), nullable=True),
         sa.Column("updated_at", sa.Float(), nullable=False),
+        sa.Column("sent_uid", sa.String(length=64), nullable=True),
         sa.ForeignKeyConstraint(["study_id"], ["studies.id"], name=op.f("fk_resources_study_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_resources")),
         sa.UniqueConstraint("uid", "revision", name=op.f("uq_resources_uid_revision")),
@@ -157,7 +158,27 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("resources", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_resources_outcome"), ["outcome"], unique=False)
+        batch_op.create_index(batch_op.f("ix_resources_sent_uid"), ["sent_uid"], unique=False)
         batch_op.create_index(batch_op.f("ix_resources_study_id"), ["study_id"], unique=False)
+
+    op.create_table(
+        "identity_maps",
+        sa.Column("resource_id", sa.Integer(), nullable=False),
+        sa.Column("key_id", sa.String(length=16), nullable=False),
+        sa.Column("sent_study_uid", sa.String(length=64), nullable=False),
+        sa.Column("sent_patient_id", sa.String(length=16), nullable=False),
+        sa.Column("patient", sa.Text(), nullable=False),
+        sa.Column("pseudonym", sa.JSON(), nullable=False),
+        sa.Column("uids", sa.JSON(), nullable=False),
+        sa.Column("dates", sa.JSON(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["resource_id"], ["resources.id"], name=op.f("fk_identity_maps_resource_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("resource_id", name=op.f("pk_identity_maps")),
+    )
+    with op.batch_alter_table("identity_maps", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_identity_maps_sent_patient_id"), ["sent_patient_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_identity_maps_sent_study_uid"), ["sent_study_uid"], unique=False)
 
     op.create_table(
         "acknowledged",

@@ -1,0 +1,190 @@
+"""What of a batch is sent, and as whose: as it was exported, or de-identified."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from qure_provider import settings
+
+if TYPE_CHECKING:
+    from qure_provider.dicom.deidentify import Deidentified, Deidentifier
+    from qure_provider.dicom.model import Instance
+    from qure_provider.hooks.outgoing import HeaderSpool, OutgoingFile
+    from qure_provider.ledger.ledger import ResourceRow
+    from qure_provider.operators.work import BatchWork
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What can be sent of some resources.
+
+    Attributes:
+        files: By resource, the SOPInstanceUID of the source and what is sent of it.
+        refused: Resources of which nothing may be sent, and why.
+    """
+
+    files: Mapping[int, Sequence[tuple[str, OutgoingFile]]]
+    refused: Mapping[int, Exception] = field(default_factory=dict)
+
+
+class Sender(Protocol):
+    """Prepares what is sent."""
+
+    key_id: str
+    """Of the key for pseudonyms; empty where things are sent as they are."""
+
+    def prepare(
+        self, work: BatchWork, missing: Sequence[tuple[ResourceRow, Collection[str]]], spool: HeaderSpool
+    ) -> Prepared:
+        """Prepare what the service still lacks.
+
+        Args:
+            work: The open batch.
+            missing: Resources, and the SOPInstanceUIDs that are lacking of each.
+            spool: Where new headers are kept until they are sent.
+        """
+
+
+def sender_for(policy: settings.IdentityPolicy) -> Sender:
+    """Return what prepares files by a policy.
+
+    Raises:
+        QureSettingsError: Studies are to be de-identified and the connection with the key is missing, or wrong.
+    """
+    if policy is settings.IdentityPolicy.IDENTIFIED:
+        return AsExported()
+    from qure_provider.hooks.deidentify import DeidentifyHook
+
+    hook = DeidentifyHook(settings.deidentify_conn_id())
+    return Deidentifying(hook.get_conn(), hook.pseudonyms.key_id)
+
+
+class AsExported:
+    """Sends every file as it is."""
+
+    key_id = ""
+
+    def prepare(
+        self, work: BatchWork, missing: Sequence[tuple[ResourceRow, Collection[str]]], spool: HeaderSpool
+    ) -> Prepared:
+        """See ``Sender``."""
+        del spool
+        return Prepared({row.id: [each for each in files_of(work, row) if each[0] in uids] for row, uids in missing})
+
+
+class Deidentifying:
+    """De-identifies every file before anything of its resource is sent, and records the way back.
+
+    A resource of which one file cannot be de-identified is not sent at all.
+
+    Args:
+        deidentifier: De-identifies files.
+        key_id: Of its key.
+    """
+
+    def __init__(self, deidentifier: Deidentifier, key_id: str) -> None:
+        self._deidentifier = deidentifier
+        self.key_id = key_id
+
+    def prepare(
+        self, work: BatchWork, missing: Sequence[tuple[ResourceRow, Collection[str]]], spool: HeaderSpool
+    ) -> Prepared:
+        """See ``Sender``."""
+        from qure_provider.api.errors import QureRejectedError
+        from qure_provider.api.model import Route
+        from qure_provider.dicom.pseudonym import PseudonymCollisionError
+        from qure_provider.dicom.reader import UnfitError
+        from qure_provider.dicom.refusal import DeidentifyError
+        from qure_provider.ledger.pseudonyms import Sending
+
+        files: dict[int, list[tuple[str, OutgoingFile]]] = {}
+        refused: dict[int, Exception] = {}
+        sendings: list[Sending] = []
+        for row, uids in missing:
+            if not uids:
+                continue
+            try:
+                prepared = list(self._files(work, row, uids, spool))
+                ways_back = [done.identity_map for _, done, _ in prepared]
+                whole = ways_back[0].joined(ways_back[1:])
+            except (DeidentifyError, UnfitError, PseudonymCollisionError, _OtherIdentityError) as error:
+                refused[row.id] = QureRejectedError(f"{error}; nothing of it was sent.")
+                continue
+            files[row.id] = [(uid, file) for uid, _, file in prepared]
+            done = prepared[0][1]
+            sent_uid = done.series_instance_uid if row.route is Route.CT else done.sop_instance_uid
+            sendings.append(Sending(row.id, sent_uid, whole))
+        for row_id, collision in work.ledger.pseudonyms.record(sendings).items():
+            refused[row_id] = QureRejectedError(str(collision))
+            del files[row_id]
+        return Prepared(files, refused)
+
+    def _files(
+        self, work: BatchWork, row: ResourceRow, uids: Collection[str], spool: HeaderSpool
+    ) -> Iterator[tuple[str, Deidentified, OutgoingFile]]:
+        from qure_provider.dicom.export import export_at
+        from qure_provider.dicom.verify import compare
+        from qure_provider.hooks.outgoing import FileVersion, OutgoingFile
+        from qure_provider.store import open_path
+
+        root = open_path(work.export_root)
+        export = export_at(root)
+        for instance in instances_of(work, row):
+            if instance.sop_instance_uid not in uids:
+                continue
+            with export.open(instance.path) as source:
+                version = FileVersion(source.size, source.modified)
+                done = self._deidentifier.deidentify(source)
+            is_planned = version == FileVersion(instance.size, instance.modified)
+            if not is_planned or compare(done.identity_map.source, row.identity):
+                raise _OtherIdentityError("A file changed since it was planned: run the plan again")
+            yield (
+                instance.sop_instance_uid,
+                done,
+                OutgoingFile(
+                    sop_instance_uid=done.sop_instance_uid,
+                    series_instance_uid=done.series_instance_uid,
+                    path=str(root / instance.path) if isinstance(root, Path) else root / instance.path,
+                    size=done.size,
+                    header=spool.keep(done.header),
+                    offset=done.offset,
+                    version=version,
+                ),
+            )
+
+
+class _OtherIdentityError(Exception):
+    """A file is not the one that was planned."""
+
+
+def files_of(work: BatchWork, row: ResourceRow) -> list[tuple[str, OutgoingFile]]:
+    """Return a resource's files as they are, each with its SOPInstanceUID."""
+    from qure_provider.hooks.outgoing import FileVersion, OutgoingFile
+    from qure_provider.store import open_path
+
+    root = open_path(work.export_root)
+    is_local = isinstance(root, Path)
+    return [
+        (
+            instance.sop_instance_uid,
+            OutgoingFile(
+                sop_instance_uid=instance.sop_instance_uid,
+                series_instance_uid=row.series_instance_uid,
+                path=str(root / instance.path) if is_local else root / instance.path,
+                size=instance.size,
+                version=FileVersion(instance.size, instance.modified),
+            ),
+        )
+        for instance in instances_of(work, row)
+    ]
+
+
+def instances_of(work: BatchWork, row: ResourceRow) -> list[Instance]:
+    """Return a resource's instances as they were planned."""
+    from qure_provider.api.model import Route
+
+    series = work.series_by_uid()[row.series_instance_uid].series
+    return [instance for instance in series.instances if row.route is Route.CT or instance.sop_instance_uid == row.uid]
