@@ -1,8 +1,12 @@
 """What whole nights are made of, and what is said of them."""
 
+import subprocess
+import sys
+
+import psutil
 import pytest
 
-from benchmarks.night import Took, compare_naive, compare_sizes, ct_series, xrays
+from benchmarks.night import Took, compare_naive, compare_sizes, cpu_of, ct_series, xrays
 from qure_provider.api.model import Route
 from qure_provider.dicom.scan import scan
 from qure_provider.dicom.select import SelectionRules, select
@@ -32,25 +36,27 @@ def test_another_night_has_other_series(tmp_path):
 
 
 NIGHTS = {
-    100: Took(90.0, {"emulator": 100, "task": 100}),
-    1000: Took(200.0, {"emulator": 180, "task": 125}),
-    3000: Took(700.0, {"emulator": 200, "task": 150}),
+    100: Took(90.0, 150.0, {"emulator": 100, "task": 100}),
+    1000: Took(200.0, 350.0, {"emulator": 180, "task": 125}),
+    3000: Took(700.0, 1400.0, {"emulator": 200, "task": 150}),
 }
 
 
 def test_growth_of_time_and_memory():
-    time, emulator, task = compare_sizes(NIGHTS)
+    time, cpu, emulator, task = compare_sizes(NIGHTS)
 
     assert (time.ratio, time.met) == (pytest.approx(3.5), False)
+    assert cpu.ratio == pytest.approx(4.0)
     assert (task.ratio, task.met) == (pytest.approx(1.5), False)
     assert (emulator.ratio, emulator.met) == (pytest.approx(2.0), None)
 
 
 def test_the_other_dag_is_drawn_on_as_a_straight_line():
-    measured, drawn = compare_naive(NIGHTS, {30: 100.0, 100: 240.0})
+    measured, drawn, cpu = compare_naive(NIGHTS, {30: Took(100.0, 200.0), 100: Took(240.0, 410.0)})
 
     assert (measured.ours, measured.theirs) == (90.0, 240.0)
-    assert (drawn.ours, drawn.theirs) == (200.0, 240.0 + 2 * 900)
+    assert (drawn.ours, drawn.theirs) == (200.0, pytest.approx(240.0 + 2 * 900))
+    assert (cpu.ours, cpu.theirs) == (350.0, pytest.approx(410.0 + 3 * 900))
     assert drawn.met
     assert "drawn on" in drawn.name
 
@@ -60,3 +66,11 @@ def test_the_other_dag_imports(monkeypatch, tmp_path):
     from benchmarks.naive.naive_nightly import dag
 
     assert {"list_series", "chain.upload", "chain.compute", "chain.wait", "chain.fetch"} == set(dag.task_ids)
+
+
+def test_cpu_is_that_of_a_process_and_of_its_children_that_ended():
+    before = cpu_of(psutil.Process())
+    burn = "import time\nwhile time.process_time() < 0.3: pass"
+    subprocess.run([sys.executable, "-c", burn], check=True)
+
+    assert cpu_of(psutil.Process()) - before >= 0.25
