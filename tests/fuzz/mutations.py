@@ -11,10 +11,10 @@ _BYTES = (
 )
 _VALUES = (
     *(None, True, False, 0, -1, 2**63, 10**400, 1e308, float("nan"), float("inf"), "", " ", "\0", "\ud800"),
-    *("Routine", "critical", "qxr", "1.2.3", "../../etc/passwd", "http://[", "http://127.0.0.1/SECRET", "a" * 100_000),
+    *("Routine", "critical", "qxr", "1.2.3", "../../etc/passwd", "http://[", "http://127.0.0.1/SECRET", "a" * 5_000),
     *("|^~\\&\r\nOBX|1|FT|", "<script>", "\u202e\u2028", [], {}, [[]], [None], {"": ""}, [["a", "b"], ["a"]]),
 )
-_MANY = 100
+_MANY = 20
 
 
 def damaged(rng, content, others=()):
