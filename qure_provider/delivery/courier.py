@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,9 +126,25 @@ class Courier:
         if not names:
             return []
         give_up = time.monotonic() + seconds
-        with ThreadPoolExecutor(max_workers=min(len(names), 8)) as pool:
-            parts = pool.map(lambda name: self._deliver_to(name, run_id, give_up, even_if_not_due), names)
-            return [trouble for part in parts for trouble in part]
+        with ExitStack() as stack:
+            opened = {name: destination for name in names if (destination := self._open(name, stack)) is not None}
+            with ThreadPoolExecutor(max_workers=8) as pool:
+                parts = pool.map(
+                    lambda name: self._deliver_to(name, opened[name], run_id, give_up, even_if_not_due), opened
+                )
+                return [trouble for part in parts for trouble in part]
+
+    def _open(self, name: str, stack: ExitStack) -> Destination | None:
+        """Open a destination and look its connection up, which threads of ``dag.test()`` cannot do at once."""
+        try:
+            destination = stack.enter_context(closing(open_destination(name)))
+        except ReceiverSettingsError as error:
+            self._ledger.deliveries.note(name, str(error))
+            log.warning("A destination cannot be used: destination=%s error=%s", name, error)
+            return None
+        with suppress(ReceiverSettingsError):  # each delivery that it stops will say so
+            _ = destination.is_loopback
+        return destination
 
     def render(self, rows: Sequence[ResourceRow], rules: Sequence[Rule], folder: str) -> list[str]:
         """Write what would be sent for these resources into the store, and send nothing.
@@ -232,39 +248,34 @@ class Courier:
     def _is_urgent(self, results: Sequence[Result]) -> bool:
         return any(result.meaning is Meaning.URGENT or self._paging.wants(result) for result in results)
 
-    def _deliver_to(self, name: str, run_id: int | None, give_up: float, even_if_not_due: bool) -> list[Trouble]:
+    def _deliver_to(
+        self, name: str, destination: Destination, run_id: int | None, give_up: float, even_if_not_due: bool
+    ) -> list[Trouble]:
         deliveries = self._ledger.deliveries
         began = time.time()
         troubles: list[Trouble] = []
         failures = 0
-        try:
-            opened = closing(open_destination(name))
-        except ReceiverSettingsError as error:
-            deliveries.note(name, str(error))
-            log.warning("A destination cannot be used: destination=%s error=%s", name, error)
-            return []
-        with opened as destination:
-            while failures < ENOUGH and time.monotonic() < give_up:
-                claimed = deliveries.claim(
-                    self._owner,
-                    destination=name,
-                    run_id=run_id,
-                    even_if_not_due=even_if_not_due,
-                    not_begun_since=began,
-                )
-                if not claimed:
+        while failures < ENOUGH and time.monotonic() < give_up:
+            claimed = deliveries.claim(
+                self._owner,
+                destination=name,
+                run_id=run_id,
+                even_if_not_due=even_if_not_due,
+                not_begun_since=began,
+            )
+            if not claimed:
+                break
+            for position, row in enumerate(claimed):
+                if failures >= ENOUGH or time.monotonic() >= give_up:
+                    deliveries.put_back(claimed[position:])
                     break
-                for position, row in enumerate(claimed):
-                    if failures >= ENOUGH or time.monotonic() >= give_up:
-                        deliveries.put_back(claimed[position:])
-                        break
-                    if not deliveries.renew(row):
-                        continue
-                    tried = self._deliver_one(destination, row)
-                    if tried.got_through is not None:
-                        failures = 0 if tried.got_through else failures + 1
-                    if tried.state in TROUBLED_STATES:
-                        troubles.append(Trouble(row, tried.state, tried.reason))
+                if not deliveries.renew(row):
+                    continue
+                tried = self._deliver_one(destination, row)
+                if tried.got_through is not None:
+                    failures = 0 if tried.got_through else failures + 1
+                if tried.state in TROUBLED_STATES:
+                    troubles.append(Trouble(row, tried.state, tried.reason))
         return troubles
 
     def _deliver_one(self, destination: Destination, row: DeliveryRow) -> _Tried:
