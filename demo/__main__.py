@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import json
+import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
@@ -26,11 +28,13 @@ from demo.processes import Processes, are_running, end_sessions, load_leaders, s
 from demo.report import Progress, make_console, make_rows, print_rows
 from demo.service import Service, plan_findings, start_service
 from qure_provider.dicom.model import Fate
+from qure_provider.dicom.pseudonym import Pseudonymizer
 from qure_provider.emulator.model import Kind
 
 ROOT = Path(__file__).resolve().parent.parent
 DAG_ID = "qure_nightly"
 CONNECTION = "qure_default"
+KEY_CONNECTION = "qure_deidentify_default"
 ZONE = ZoneInfo("Asia/Kolkata")  # where 02:00 is still the day before in UTC
 NIGHTLY = clock(2)
 PROCESSING_SECONDS = 5.0
@@ -128,6 +132,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--stop", action="store_true", help="end what --keep left running, and do nothing else")
     parser.add_argument("--night", type=date.fromisoformat, default=yesterday, help="its date, YYYY-MM-DD (yesterday)")
     parser.add_argument("--studies", type=int, default=3, help="single chest X-ray studies among it (3)")
+    parser.add_argument("--identified", action="store_true", help="send studies as they are, not de-identified")
     parser.add_argument("--small", action="store_true", help="thin the images out")
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "demo", help="folder for all of it (build/demo)")
     parser.add_argument("--timeout", type=float, default=600, help="seconds that the night may take (600)")
@@ -154,13 +159,18 @@ def _run(layout: Layout, processes: Processes, options: argparse.Namespace) -> b
     service = start_service(processes, layout.build / "service", processing_seconds=PROCESSING_SECONDS)
     progress.say(f"The emulator of the Qure service (SIMULATED) listens on {service.url}")
     airflow = AirflowStack(
-        layout.build / "airflow", dags_folder=ROOT / "dags", env=_settings(layout), processes=processes
+        layout.build / "airflow",
+        dags_folder=ROOT / "dags",
+        env=_settings(layout, identified=options.identified),
+        processes=processes,
     ).start()
     progress.say(f"Airflow starts, its logs are in {airflow.logs}")
     facts = make_export(layout.exports / night, night=night, studies=options.studies, small=options.small)
     progress.say(f"The night {night} is exported: {facts.found} files in {facts.folder}")
     progress.say(WHAT_IT_IS)
-    plan_findings(service, facts.resources)
+    key = secrets.token_bytes(32)
+    known_as = str if options.identified else Pseudonymizer(key).uid
+    plan_findings(service, facts.resources, known_as)
     hospital = start_hospital(processes, layout.build / "hospital", facts.patients)
     archive = "Orthanc" if hospital.orthanc_url else "a stand-in for an archive"
     progress.say(f"The SIMULATED hospital listens: {archive}, a RIS (HL7) and an EHR (FHIR)")
@@ -174,6 +184,10 @@ def _run(layout: Layout, processes: Processes, options: argparse.Namespace) -> b
         password=service.token,
         extra={"source": service.source},
     )
+    if not options.identified:
+        encoded = base64.b64encode(key).decode()
+        airflow.api.add_connection(KEY_CONNECTION, conn_type="qure_deidentify", port=1, password=encoded)
+        progress.say(f"The connection {KEY_CONNECTION} holds a new secret key: every study is sent de-identified")
     for conn_id, connection in hospital.connections.items():
         airflow.api.add_connection(conn_id, **connection)
     began = datetime.combine(options.night, NIGHTLY, ZONE)
@@ -182,7 +196,12 @@ def _run(layout: Layout, processes: Processes, options: argparse.Namespace) -> b
     state = _follow(airflow, run_id, progress, timeout=options.timeout)
     progress.say(f"The run ended: {state}")
     console.print()
-    passed = _conclude(console, layout, facts, service, hospital, state)
+    sent = (
+        checks.check_requests(facts, service.control)
+        if options.identified
+        else checks.check_deidentified_requests(facts, service.control, known_as)
+    )
+    passed = _conclude(console, layout, facts, service, hospital, state, sent)
     if options.keep:
         for line in (
             f"Left running. Airflow's UI: {airflow.url} user: {USER} password: {airflow.password}",
@@ -194,11 +213,11 @@ def _run(layout: Layout, processes: Processes, options: argparse.Namespace) -> b
     return passed
 
 
-def _settings(layout: Layout) -> dict[str, str]:
+def _settings(layout: Layout, *, identified: bool) -> dict[str, str]:
     return {
         "AIRFLOW__QURE__EXPORT_ROOT": str(layout.exports),
         "AIRFLOW__QURE__STORE_ROOT": str(layout.store),
-        "AIRFLOW__QURE__IDENTITY_POLICY": "identified",
+        "AIRFLOW__QURE__IDENTITY_POLICY": "identified" if identified else "deidentify",
         "AIRFLOW__QURE__TIMEZONE": ZONE.key,
         "AIRFLOW__QURE__DELIVER_TO": "pacs ris ehr",
     }
@@ -217,9 +236,18 @@ def _follow(airflow: AirflowStack, run_id: str, progress: Progress, *, timeout: 
 
 
 def _conclude(
-    console: Console, layout: Layout, facts: ExportFacts, service: Service, hospital: Hospital, state: str
+    console: Console,
+    layout: Layout,
+    facts: ExportFacts,
+    service: Service,
+    hospital: Hospital,
+    state: str,
+    sent: Iterable[str],
 ) -> bool:
-    """Print and write what came of the night; returns whether it is all that there should be."""
+    """Print and write what came of the night; returns whether it is all that there should be.
+
+    ``sent`` is what is wrong with what reached the service.
+    """
     run = checks.read_run(layout.store, facts.night)
     results = checks.stored_results(layout.store)
     arrived = hospital.arrived()
@@ -227,7 +255,7 @@ def _conclude(
         *([] if state == "success" else [f"the run is {state}"]),
         *checks.check_run(facts, run),
         *checks.check_results(facts, results),
-        *checks.check_requests(facts, service.control),
+        *sent,
         *checks.check_arrived(results, arrived),
     ]
     rows = make_rows(facts, results, layout.store, run.keys)

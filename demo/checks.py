@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pydicom
 
 from demo.export import ExpectedResource, ExportFacts
 from qure_provider.api.model import Route
@@ -94,6 +97,11 @@ def stored_results(store: Path) -> list[StoredResult]:
 
 
 NEVER_ONWARD = ("original", "original_thumbnail")
+
+_IDENTIFYING = (
+    *("PatientName", "PatientID", "PatientBirthDate", "AccessionNumber", "ReferringPhysicianName"),
+    *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"),
+)
 
 
 def check_arrived(results: Sequence[StoredResult], arrived: Mapping[str, int]) -> Iterator[str]:
@@ -221,7 +229,7 @@ def _check_result(expected: ExpectedResource, result: StoredResult) -> Iterator[
 
 
 def check_requests(facts: ExportFacts, control: EmulatorControl) -> Iterator[str]:
-    """Compare what the emulator saw with what should have been sent.
+    """Compare what the emulator saw with what should have been sent as it is.
 
     Args:
         facts: What was exported.
@@ -230,17 +238,63 @@ def check_requests(facts: ExportFacts, control: EmulatorControl) -> Iterator[str
     Yields:
         What is wrong, in words.
     """
-    selected = (facts.folder / file.path for file in facts.files if file.fate is Fate.SELECTED)
-    wanted = Counter(hashlib.sha256(path.read_bytes()).hexdigest() for path in selected)
-    received = Counter(file.sha256 for file in control.received())
+    wanted = Counter(hashlib.sha256(path.read_bytes()).hexdigest() for path in _selected(facts))
+    yield from _check_received(wanted, Counter(file.sha256 for file in control.received()))
+    yield from _check_computed(facts, control, str)
+
+
+def check_deidentified_requests(
+    facts: ExportFacts, control: EmulatorControl, known_as: Callable[[str], str]
+) -> Iterator[str]:
+    """Compare what the emulator saw with what should have been sent de-identified.
+
+    Args:
+        facts: What was exported.
+        control: Of the emulator.
+        known_as: From a UID of the export to its pseudonym.
+
+    Yields:
+        What is wrong, in words.
+    """
+    sources = [pydicom.dcmread(path, stop_before_pixels=True) for path in _selected(facts)]
+    wanted = Counter(known_as(str(source.SOPInstanceUID)) for source in sources)
+    received = control.received()
+    yield from _check_received(wanted, Counter(file.sop_instance_uid for file in received))
+    yield from _check_computed(facts, control, known_as)
+    told = _told(sources, (Path(file.path) for file in received))
+    if told:
+        yield f"{told} files that reached the service tell whose they are"
+
+
+def _selected(facts: ExportFacts) -> Iterator[Path]:
+    return (facts.folder / file.path for file in facts.files if file.fate is Fate.SELECTED)
+
+
+def _check_received(wanted: Counter[str], received: Counter[str]) -> Iterator[str]:
     if missing := (wanted - received).total():
-        yield f"{missing} selected files never reached the service as they were exported"
+        yield f"{missing} selected files never reached the service as they should"
     if surplus := (received - wanted).total():
         yield f"{surplus} files reached the service that were not selected, were altered, or came again"
+
+
+def _check_computed(facts: ExportFacts, control: EmulatorControl, known_as: Callable[[str], str]) -> Iterator[str]:
     computed = Counter(request.uid for request in control.requests(Kind.COMPUTE) if request.status == 200)
     for resource in facts.resources:
-        times = computed.pop(resource.uid, 0)
+        times = computed.pop(known_as(resource.uid), 0)
         if times != (resource.route is Route.CT):
             yield f"{resource.what}: computation was asked for {times} times"
     if computed:
         yield f"computation was asked for {len(computed)} series that should not have been sent"
+
+
+def _told(sources: Iterable[pydicom.Dataset], received: Iterable[Path]) -> int:
+    """Count the files in which a value that identifies stands, in any encoding that a header may have."""
+    values = {str(source[keyword].value) for source in sources for keyword in _IDENTIFYING if source.get(keyword)}
+    pattern = re.compile(
+        b"|".join(
+            re.escape(form.encode(encoding))
+            for form in sorted({form for value in values for form in (value, value.upper(), value.replace("^", " "))})
+            for encoding in ("utf-8", "utf-16-le")
+        )
+    )
+    return sum(bool(pattern.search(path.read_bytes())) for path in received)

@@ -132,7 +132,10 @@ def make_rows(facts: ExportFacts, results: Sequence[StoredResult], store: Path, 
                 triage=content["triage"] or "not stated",
                 meaning=content["meaning"],
                 impression=report["impression"] or " ".join(report["lines"]) or "no inline report",
-                written=", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items())),
+                written=", ".join(
+                    [f"{number} {kind}" for kind, number in sorted(kinds.items())]
+                    + ([f"{len(held)} held"] if (held := content.get("held")) else [])
+                ),
                 where=where,
             )
         )

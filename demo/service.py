@@ -6,7 +6,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,8 +63,16 @@ def start_service(processes: Processes, folder: Path, *, processing_seconds: flo
     return Service(url, token, source, EmulatorControl(url))
 
 
-def plan_findings(service: Service, resources: Iterable[ExpectedResource]) -> None:
-    """Tell the emulator what to find in the resources for which something is planned."""
+def plan_findings(
+    service: Service, resources: Iterable[ExpectedResource], known_as: Callable[[str], str] = str
+) -> None:
+    """Tell the emulator what to find in the resources for which something is planned.
+
+    Args:
+        service: The emulator.
+        resources: What is exported.
+        known_as: From a UID of the export to what the service will know it by.
+    """
     for resource in resources:
         if resource.findings is not None:
-            service.control.plan(resource.uid, findings=resource.findings)
+            service.control.plan(known_as(resource.uid), findings=resource.findings)

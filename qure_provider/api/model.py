@@ -64,10 +64,17 @@ class ResourceRef:
     Attributes:
         uid: SOPInstanceUID on the X-ray route, SeriesInstanceUID on the CT route.
         route: Which of the two it is.
+        source_uid: The image's or series' own UID where ``uid`` is a pseudonym; empty where it is none.
     """
 
     uid: str
     route: Route
+    source_uid: str = ""
+
+    @property
+    def own_uid(self) -> str:
+        """The image's or series' own UID."""
+        return self.source_uid or self.uid
 
 
 @dataclass(frozen=True, slots=True)

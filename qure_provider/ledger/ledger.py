@@ -111,7 +111,7 @@ class ResourceRow:
     @property
     def ref(self) -> ResourceRef:
         """What its result is asked for: the UID that the service knows, a pseudonym where it was de-identified."""
-        return ResourceRef(self.sent_uid or self.uid, self.route)
+        return ResourceRef(self.sent_uid or self.uid, self.route, self.uid if self.sent_uid else "")
 
     @property
     def is_over(self) -> bool:

@@ -317,7 +317,6 @@ def _fetch(work: BatchWork, hook: QureHook, row: ResourceRow, answer: ResultAnsw
         row.ref,
         answer,
         folder,
-        uid=row.uid,
         revision=row.revision,
         study_instance_uid=study,
         series_instance_uid=row.series_instance_uid,

@@ -29,7 +29,6 @@ def fetch_result(
     answer: ResultAnswer,
     folder: str,
     *,
-    uid: str = "",
     revision: int = 1,
     study_instance_uid: str = "",
     series_instance_uid: str = "",
@@ -47,7 +46,6 @@ def fetch_result(
         ref: What the result was asked by.
         answer: A ready answer, with its URLs; about the patient again where it was de-identified.
         folder: Where it shall lie, relative to the store's root.
-        uid: The image's or series' own UID; empty where it is what the result was asked by.
         revision: Which sending of the resource it answers.
         study_instance_uid: The study, where known.
         series_instance_uid: The series, where known.
@@ -94,7 +92,7 @@ def fetch_result(
     result = Result.of(
         answer,
         tuple(assets[place] for place in _places(answer) if place in assets),
-        uid=uid or ref.uid,
+        uid=ref.own_uid,
         route=ref.route,
         revision=revision,
         study_instance_uid=study_instance_uid,

@@ -269,7 +269,7 @@ def _row(store: Store, row: ResourceRow) -> SummaryRow:
         product=row.usecase or "",
         outcome=row.outcome.value if row.outcome else "not asked",
         is_resolved=row.is_resolved and not problem,
-        reason=problem or row.reason,
+        reason=problem or row.reason or _held(result),
         triage=row.triage or "",
         meaning=row.meaning.value,
         impression=result.impression if result else "",
@@ -281,6 +281,11 @@ def _row(store: Store, row: ResourceRow) -> SummaryRow:
         image=f"{row.store_path}/{picture}" if picture else "",
         seconds_to_ready=None if waited is None else round(waited, 1),
     )
+
+
+def _held(result: Result | None) -> str:
+    """Say which files of a result are not handed on, and why."""
+    return "; ".join(f"{file.kind} {file.reason}" for file in result.held) if result else ""
 
 
 def _stored(store: Store, row: ResourceRow) -> tuple[Result | None, str]:

@@ -30,7 +30,7 @@ class SummaryRow:
         product: As the service named it; empty where it did not.
         outcome: What is known of it.
         is_resolved: Whether the service gave its answer.
-        reason: Why there is no result, or what failed.
+        reason: Why there is no result, what failed, or which of its files are held.
         triage: The vendor's word.
         meaning: What that word means on this route.
         impression: The report's conclusion, verbatim.

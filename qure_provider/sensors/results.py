@@ -139,7 +139,7 @@ class QureResultsSensor(BaseSensorOperator):
             trigger=QureResultsTrigger(
                 qure_conn_id=self.qure_conn_id,
                 deadline=deadline,
-                resources=[[ref.uid, ref.route.value] for ref in refs],
+                resources=[[ref.uid, ref.route.value, ref.own_uid] for ref in refs],
                 besides=besides,
                 pace=pace(self.first_poll_seconds, self.max_poll_seconds, self.settle_seconds),
                 notifiers=self.notifiers,
@@ -174,7 +174,7 @@ class QureResultsSensor(BaseSensorOperator):
                 try:
                     answers.append(hook.result(ref))
                 except QureTransientError as error:
-                    self.log.warning("A question failed: resource=%s error=%s", settings.short_ref(ref.uid), error)
+                    self.log.warning("A question failed: resource=%s error=%s", settings.short_ref(ref.own_uid), error)
                     answers.append(None)
                 except QureRejectedError as error:
                     answers.append(ResultAnswer(Outcome.FAILED, reason=str(error)))
@@ -199,7 +199,7 @@ class QureResultsSensor(BaseSensorOperator):
         known = {tuple(pair) for pair in recorded if isinstance(pair, list)} if isinstance(recorded, list) else set()
         known |= {(index, channels[position]) for index, position in told}
         waiting = [
-            (index, notifier, alert_about(answer, {"study_ref": settings.short_ref(ref.uid), **run_facts(context)}))
+            (index, notifier, alert_about(answer, {"study_ref": settings.short_ref(ref.own_uid), **run_facts(context)}))
             for index, (ref, answer) in enumerate(zip(refs, answers, strict=True))
             if answer is not None and answer.outcome is Outcome.READY and paging.wants(answer)
             for notifier, channel in zip(self.notifiers, channels, strict=True)
@@ -257,7 +257,7 @@ def _is_over(answer: ResultAnswer | None, *, seen_by_trigger: bool) -> bool:
 
 def _outcomes(refs: Sequence[ResourceRef], answers: Iterable[ResultAnswer | None]) -> dict[str, dict[str, str | None]]:
     return {
-        ref.uid: {"outcome": answer.outcome.value, "meaning": answer.meaning.value, "usecase": answer.usecase}
+        ref.own_uid: {"outcome": answer.outcome.value, "meaning": answer.meaning.value, "usecase": answer.usecase}
         for ref, answer in zip(refs, answers, strict=True)
         if answer is not None
     }

@@ -137,7 +137,8 @@ class QureResultsTrigger(BaseTrigger):
     Args:
         qure_conn_id: The Qure connection.
         deadline: When waiting ends, seconds since the epoch.
-        resources: ``[[uid, route], ...]``; the event's keys are positions in it. Empty where a batch is given.
+        resources: ``[[uid, route, own uid], ...]``, the last one where the first is a pseudonym; the event's keys are
+            positions in it. Empty where a batch is given.
         batch_id: A batch in the ledger; the event's keys are its resources' keys in the ledger.
         store_root: The store that the ledger belongs to.
         besides: Keys of resources that are not to be asked for.
@@ -317,9 +318,9 @@ class QureResultsTrigger(BaseTrigger):
                 Target(
                     key=index,
                     ref=ResourceRef(uid, Route(route)),
-                    alert={"study_ref": settings.short_ref(uid), **self.run_facts},
+                    alert={"study_ref": settings.short_ref(own_uid[0] if own_uid else uid), **self.run_facts},
                 )
-                for index, (uid, route) in enumerate(self.resources)
+                for index, (uid, route, *own_uid) in enumerate(self.resources)
                 if index not in self.besides
             ]
         from qure_provider.ledger.ledger import Ledger

@@ -19,6 +19,7 @@ from qure_provider.operators.returning import return_files
 from qure_provider.operators.upload import QureUploadBatchOperator, QureUploadOperator
 from qure_provider.reports.result import Asset
 from qure_provider.retries import QureRetryPolicy, StepIncompleteError
+from qure_provider.sensors.results import QureResultsSensor
 from qure_provider.settings import IdentityPolicyError
 
 KEY = base64.b64encode(b"a key for tests that nobody uses").decode()
@@ -138,6 +139,24 @@ class TestAWholeNight:
         kinds = {asset["kind"] for asset in hospital.result(row)["assets"]}
         assert {"sc", "report_sr"} <= kinds
         assert not kinds & set(reasons)
+
+    def test_says_in_its_summary_what_is_held(self, hospital):
+        hospital.xray()
+
+        (resource,) = hospital.night()["resources"]
+
+        assert "report_pdf held: a pseudonym is inside a document" in resource["reason"]
+        assert resource["is_resolved"]
+
+    def test_is_waited_for_by_its_own_name(self, hospital):
+        (film,) = hospital.xray()
+        (batch,) = hospital.plan()
+        hospital.upload(batch)
+        sensor = QureResultsSensor(task_id="wait", batch=batch, store_root=str(hospital.root), deferrable=False)
+
+        outcomes = sensor.poke(hospital.context()).xcom_value
+
+        assert {uid: row["outcome"] for uid, row in outcomes.items()} == {film.SOPInstanceUID: "ready"}
 
     def test_is_not_asked_for_twice(self, hospital):
         hospital.xray()
