@@ -1,0 +1,1 @@
+"""Nights back to back in a real Airflow, to see whether anything grows that must not."""
