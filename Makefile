@@ -57,6 +57,18 @@ test-oldest: $(OLDEST)/.ready  ## the unit tests on the oldest Airflow that is p
 test-system: $(READY)  ## the tests against real servers: Orthanc, dcmtk, PostgreSQL, a browser, Airflow's components
 	$(BIN)/python -m pytest -m system
 
+CASES ?= 100000
+
+.PHONY: fuzz
+fuzz: $(READY)  ## damage real files and answers, CASES=100000 times, and see whether anything but a named outcome comes of it
+	PYTHONPATH=tests $(BIN)/python -m fuzz --cases $(CASES) $(if $(SEED),--seed $(SEED))
+
+MINUTES ?= $(if $(FAST),2,15)
+
+.PHONY: soak
+soak: $(READY)  ## nights back to back with faults, to see whether anything grows; MINUTES=15, or 2 with FAST=1
+	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(MINUTES)
+
 .PHONY: bench
 bench: $(READY)  ## how fast, against peers and limits, side by side; FAST=1 takes less than 4 minutes
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --requirement pyproject.toml --extra bench
