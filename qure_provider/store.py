@@ -43,7 +43,8 @@ def ledger_url(root: str) -> str:
         root: The store's root.
 
     Raises:
-        LedgerError: If the store is not local and no ledger connection is set: SQLite needs a local disk.
+        LedgerError: If the store is not local and no ledger connection is set (SQLite needs a local disk); if the
+            store holds results and its SQLite file is gone: a new one would not know what was sent and delivered.
     """
     if conn_id := settings.ledger_conn_id():
         uri = BaseHook.get_connection(conn_id).get_uri()
@@ -54,7 +55,14 @@ def ledger_url(root: str) -> str:
             "A store on object storage needs the ledger on PostgreSQL: set [qure] ledger_conn_id to a connection."
         )
     path.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{path.absolute() / 'ledger.sqlite3'}"
+    ledger, results = path.absolute() / "ledger.sqlite3", path / "studies"
+    is_there = ledger.exists() and ledger.stat().st_size > 0
+    if not is_there and results.exists() and any(results.iterdir()):
+        raise LedgerError(
+            "The store holds results, but its ledger is gone: put ledger.sqlite3 back, or name an empty store. With a "
+            "new ledger everything would be sent, delivered and told again."
+        )
+    return f"sqlite:///{ledger}"
 
 
 def result_folder(study_instance_uid: str, series_instance_uid: str, uid: str, route: Route, revision: int) -> str:

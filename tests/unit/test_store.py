@@ -113,6 +113,17 @@ class TestWhereTheLedgerIs:
         assert url == f"sqlite:///{tmp_path}/new/store/ledger.sqlite3"
         assert (tmp_path / "new/store").is_dir()
 
+    @pytest.mark.parametrize("left", [None, b""], ids=["gone", "empty"])
+    def test_no_new_one_is_begun_beside_results(self, store, left):
+        ledger_url(str(store.root))
+        store.write_json("studies/1.2/3.4/r1/result.json", {})
+        if left is not None:
+            (store.root / "ledger.sqlite3").write_bytes(left)
+        with pytest.raises(LedgerError, match=r"put ledger\.sqlite3 back"):
+            ledger_url(str(store.root))
+        (store.root / "ledger.sqlite3").write_bytes(b"a ledger")
+        assert ledger_url(str(store.root)).endswith("/ledger.sqlite3")
+
     def test_a_store_on_object_storage_needs_to_be_told(self, bucket):
         with pytest.raises(LedgerError, match=r"set \[qure\] ledger_conn_id"):
             ledger_url(bucket)
