@@ -102,7 +102,8 @@ class Books:
         store: The store's root.
         receivers: The receivers.
         resent: How many files may have reached the service a second time, because an answer was lost.
-        is_paging: Whether people are told of urgent results.
+        repeated: How many objects and messages may have come to a receiver again under the same id, because an answer
+            was lost or was no acceptance.
     """
 
     sources: Sequence[SourceFile]
@@ -111,7 +112,7 @@ class Books:
     store: Path
     receivers: Receivers
     resent: int = 0
-    is_paging: bool = True
+    repeated: int = 0
 
 
 @dataclass(slots=True)
@@ -197,6 +198,12 @@ class _Accounts:
             report_key(study, product): source for study, source in self.patients.items() for product in PRODUCTS
         }
 
+    def is_passed_over(self, source: SourceFile) -> bool:
+        """Whether a run gave a reason for a file, or for a folder that it lies in, which it could not list."""
+        parts = source.path.split("/")
+        above = ["/".join(parts[:number]) + "/" for number in range(1, len(parts))]
+        return any((source.night, path) in self.passed_over for path in (source.path, *above))
+
     def is_named(self, uid: str) -> bool:
         """Whether a night's last summary says of a resource that it needs somebody."""
         return settings.short_ref(uid) in self.problems
@@ -226,7 +233,7 @@ def _files(accounts: _Accounts, verdict: Verdict) -> None:
     """Every exported file reached the service, or was passed over for a reason, or is named by a red summary."""
     held = {file.sha256 for file in accounts.books.control.received() if file.registered}
     for source in accounts.books.sources:
-        if (source.night, source.path) in accounts.passed_over:
+        if accounts.is_passed_over(source):
             continue
         if not source.resource:
             verdict.lost.append("a file that is no image was neither sent nor quarantined")
@@ -347,10 +354,8 @@ def _arrivals(accounts: _Accounts, verdict: Verdict) -> None:
         ):
             verdict.misplaced.append(f"an object in the archive is not on the patient of study {_ref(item.study)}")
     revisions: dict[tuple[str, str], set[int]] = defaultdict(set)
-    tries: Counter[tuple[str, str]] = Counter()
     for row in accounts.deliveries:
         revisions[row["destination"], row["subject"]].add(row["parcel_revision"])
-        tries[row["destination"], row["subject"]] += row["tries"]
     messages: dict[str, list[ArrivedMessage]] = defaultdict(list)
     for message in accounts.books.receivers.messages():
         if message.number in accounts.numbers:
@@ -360,10 +365,15 @@ def _arrivals(accounts: _Accounts, verdict: Verdict) -> None:
         if any((item.patient_id, item.accession) != (source.patient_id, source.accession) for item in group):
             verdict.misplaced.append(f"a message is not on the patient of study {_ref(source.study)}")
         controls = {item.control_id for item in group}
-        if len(controls) > len(revisions["ris", number]) or len(group) > tries["ris", number]:
+        if len(controls) > len(revisions["ris", number]):
             verdict.doubled.append(f"the RIS has more messages of study {_ref(source.study)} than it was owed")
         if len({(item.control_id, item.digest) for item in group}) > len(controls):
             verdict.doubled.append(f"study {_ref(source.study)}: two messages say different things under one id")
+    arrived = Counter(item.instance for item in objects)
+    arrived.update(item.control_id for group in messages.values() for item in group)
+    again = arrived.total() - len(arrived)
+    if again > accounts.books.repeated:
+        verdict.doubled.append(f"{again} objects and messages came again, {accounts.books.repeated} had to")
     reports = [item for item in accounts.books.receivers.reports() if item.number in accounts.numbers]
     for number, times in Counter(item.number for item in reports).items():
         if times > 1:
@@ -380,9 +390,7 @@ def _people(accounts: _Accounts, verdict: Verdict) -> None:
     for row in accounts.ledger:
         if row["meaning"] not in (None, "unknown") and not row["triage"]:
             verdict.silent.append(f"{_ref(row['uid'])}: no triage word, and yet a meaning")
-        if row["meaning"] != "urgent" or not accounts.books.is_paging:
-            continue
-        if not told[settings.short_ref(row["study_instance_uid"])]:
+        if row["meaning"] == "urgent" and not told[settings.short_ref(row["study_instance_uid"])]:
             verdict.silent.append(f"{_ref(row['uid'])}: urgent, and nobody was told")
     sent = Counter(settings.short_ref(_study_of(accounts, row["resource_id"])) for row in accounts.alerts)
     for study, times in told.items():

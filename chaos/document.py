@@ -10,7 +10,7 @@ from chaos.scenario import Scenario
 BEGIN = "<!-- scenarios: written by make chaos -->"
 END = "<!-- end of scenarios -->"
 
-Row = tuple[Scenario, str, bool]
+Row = tuple[Scenario, str, str]
 
 
 def write_table(document: Path, rows: Sequence[Row]) -> None:
@@ -18,7 +18,7 @@ def write_table(document: Path, rows: Sequence[Row]) -> None:
 
     Args:
         document: The document, which has both marks.
-        rows: Each scenario, what was counted, and whether it passed.
+        rows: Each scenario, what was counted, and what it came to.
 
     Raises:
         ValueError: A mark is missing.
@@ -31,19 +31,15 @@ def write_table(document: Path, rows: Sequence[Row]) -> None:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    passed = sum(is_passed for _, _, is_passed in rows)
+    passed = sum(result == "passed" for _, _, result in rows)
     lines = [f"{passed} of {len(rows)} passed.", ""]
     for group in dict.fromkeys(scenario.group for scenario, _, _ in rows):
         lines += [f"### {group}", "", "| scenario | what goes wrong | what comes of it | layer | counted | result |"]
         lines += ["|---|---|---|---|---|---|"]
         lines += [
-            f"| `{each.name}` | {each.what} | {each.then} | {each.layer} | {counts} | {_word(is_passed)} |"
-            for each, counts, is_passed in rows
+            f"| `{each.name}` | {each.what} | {each.then} | {each.layer} | {counts} | {result} |"
+            for each, counts, result in rows
             if each.group == group
         ]
         lines += [""]
     return "\n".join(lines)
-
-
-def _word(is_passed: bool) -> str:
-    return "passed" if is_passed else "**FAILED**"

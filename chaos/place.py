@@ -24,7 +24,6 @@ from chaos.truth import SourceFile, read_sources
 from qure_provider.emulator.server import RunningEmulator
 from qure_provider.hooks import retry
 from qure_provider.operators.redeliver import QureRedeliverOperator
-from qure_provider.operators.summarize import NightUnresolvedError
 from qure_provider.retries import QureRetryPolicy
 from qure_provider.store import ledger_url
 from qure_provider.triggers import alerts
@@ -40,13 +39,17 @@ TRIES = 4
 WORKERS = 4
 """How many batches are under way at once."""
 PATIENTS = "urn:simulated:patients"
-_QUICK: dict[str, Any] = {"connect_timeout": 2, "response_timeout": 2}
+_WAITS: dict[str, Any] = {"connect_timeout": 2, "response_timeout": 2}
 
 Batch = Mapping[str, Any]
 
 
 class UnexpectedError(Exception):
     """A scenario did not come out as it must; the message says what is different."""
+
+
+class NotPossibleError(Exception):
+    """A scenario cannot be played on this machine; the message says why."""
 
 
 def expect(is_so: object, what: str) -> None:
@@ -68,18 +71,26 @@ class Place(Hospital):
         archive: The archive.
         ris: The RIS.
         ehr: The EHR.
+        stack: What ends with the hospital.
 
     Attributes:
         receivers: The three of them.
         red: Why the last night's run was red; empty where it was green.
         gave_up: How many steps of the last night were given up.
         resent: How many files may come to the service again, because it lost an answer: a scenario says so.
+        repeated: How many objects and messages may come to a receiver again under the same id; idem.
         sources: The exported files that were noted.
         pace: Arguments of collect, where the usual haste would pass over what is to be shown.
     """
 
     def __init__(
-        self, folder: Path, emulator: RunningEmulator, archive: DicomArchive, ris: Hl7Receiver, ehr: Any
+        self,
+        folder: Path,
+        emulator: RunningEmulator,
+        archive: DicomArchive,
+        ris: Hl7Receiver,
+        ehr: Any,
+        stack: ExitStack,
     ) -> None:
         super().__init__(folder, emulator)
         self.receivers = InProcess(archive, ris, ehr, [])
@@ -87,8 +98,10 @@ class Place(Hospital):
         self.red = ""
         self.gave_up = 0
         self.resent = 0
+        self.repeated = 0
         self.sources: dict[tuple[str, str, str], SourceFile] = {}
         self.pace: dict[str, float] = {}
+        self.stack = stack
         self._runs = 0
 
     # What is exported
@@ -121,6 +134,28 @@ class Place(Hospital):
         for source in read_sources(self.export.parent):
             self.sources[source.night, source.path, source.sha256] = source
 
+    def noted(self) -> list[SourceFile]:
+        """Every file that was exported so far."""
+        self.note_sources()
+        return list(self.sources.values())
+
+    # Where connections lead
+
+    def move_ledger(self, port: int) -> None:
+        """Keep the ledger in a PostgreSQL server."""
+        os.environ["AIRFLOW__QURE__LEDGER_CONN_ID"] = "ledger"
+        os.environ["AIRFLOW_CONN_LEDGER"] = f"postgres://ledger@127.0.0.1:{port}/postgres"
+
+    def connect_archive(self, **settings: Any) -> None:
+        """Make the connection to the archive."""
+        connect("pacs", "dicom", port=self.archive.port, called_ae_title="ARCHIVE", **_WAITS, **settings)
+
+    def connect_receivers(self) -> None:
+        """Make the connections to all three receivers."""
+        self.connect_archive(association_timeout=2)
+        connect("ris", "mllp", port=self.ris.port, processing_id="T", **_WAITS)
+        connect("ehr", "fhir", host=self.ehr.url, patient_identifier_system=PATIENTS)
+
     def must_have_struck(self) -> None:
         """Raise unless every fault that was to strike so many times did: what never went wrong shows nothing.
 
@@ -132,17 +167,23 @@ class Place(Hospital):
 
     # The night, each step with as many tries as Airflow would give it
 
-    def night(self, **arguments: Any) -> None:
-        """Run a whole night, as a run of its own."""
-        self.begin()
+    def night(self, *, look: bool = True, **arguments: Any) -> None:
+        """Run a whole night, as a run of its own.
+
+        Args:
+            look: Whether the sources are noted before.
+            arguments: Of the plan.
+        """
+        self.begin(look=look)
         batches = self.planned(**arguments)
         with ThreadPoolExecutor(WORKERS) as pool:
             list(pool.map(self.process_batch, batches or ()))
         self.end()
 
-    def begin(self) -> None:
+    def begin(self, *, look: bool = True) -> None:
         """Begin another run of the same night."""
-        self.note_sources()
+        if look:
+            self.note_sources()
         self._runs += 1
         self.gave_up = 0
         self.new_run(f"chaos__{self._runs}")
@@ -168,8 +209,8 @@ class Place(Hospital):
         """Summarize; keeps why the run is red."""
         try:
             self.summarize(deliver_to=DESTINATIONS, notifiers=[Pager.callback()])
-        except NightUnresolvedError as error:
-            self.red = str(error)
+        except Exception as error:  # as a task that failed
+            self.red = f"{type(error).__name__}: {error}"
         else:
             self.red = ""
 
@@ -189,15 +230,17 @@ class Place(Hospital):
         self.gave_up += 1
         return False
 
-    def redelivered(self) -> None:
+    def redelivered(self, **arguments: Any) -> None:
         """Run ``qure_redeliver``, whether its time has come or not."""
-        operator = QureRedeliverOperator(task_id="redeliver", store_root=str(self.root), even_if_not_due=True)
+        arguments = {"even_if_not_due": True, **arguments}
+        operator = QureRedeliverOperator(task_id="redeliver", store_root=str(self.root), **arguments)
         operator.execute(self.context())
 
     # What must have come of it
 
     def books(self) -> Books:
         """The accounts for the conservation check."""
+        self.note_sources()
         self.receivers.pages = [study for _, study in Pager.told]
         return Books(
             sources=list(self.sources.values()),
@@ -206,6 +249,7 @@ class Place(Hospital):
             store=self.root,
             receivers=self.receivers,
             resent=self.resent,
+            repeated=self.repeated,
         )
 
     def outcomes(self) -> dict[str, int]:
@@ -269,10 +313,9 @@ def open_place(folder: Path, emulator: RunningEmulator, **extra: Any) -> Iterato
         Pager.reset()
         os.environ["AIRFLOW__QURE__IDENTITY_POLICY"] = "identified"
         connect_service(emulator, **extra)
-        connect("pacs", "dicom", port=archive.port, called_ae_title="ARCHIVE", association_timeout=2, **_QUICK)
-        connect("ris", "mllp", port=ris.port, processing_id="T", **_QUICK)
-        connect("ehr", "fhir", host=ehr.url, patient_identifier_system=PATIENTS)
-        yield Place(folder, emulator, archive, ris, ehr)
+        place = Place(folder, emulator, archive, ris, ehr, stack)
+        place.connect_receivers()
+        yield place
 
 
 def connect(conn_id: str, conn_type: str, *, host: str = "127.0.0.1", port: int | None = None, **extra: Any) -> None:

@@ -7,18 +7,28 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
-from chaos import service_faults
-from chaos.conservation import Verdict, check
+from chaos import export_faults, own_faults, receiver_faults, service_faults
+from chaos.conservation import Books, Verdict, check
 from chaos.document import write_table
-from chaos.place import UnexpectedError, open_place
+from chaos.place import NotPossibleError, UnexpectedError, open_place
+from chaos.plant import open_plant
 from chaos.scenario import SCENARIOS, Layer, Scenario
 from qure_provider.emulator.server import running_emulator
 from qure_provider.emulator.settings import EmulatorSettings
 
-GROUPS = (service_faults,)
+GROUPS = (service_faults, receiver_faults, export_faults, own_faults)
 """The modules whose import makes the scenarios, in the order in which these are run."""
+
+
+class Result(StrEnum):
+    """What a scenario came to."""
+
+    PASSED = "passed"
+    FAILED = "FAILED"
+    NOT_POSSIBLE = "not possible on this machine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +37,15 @@ class Outcome:
 
     Attributes:
         scenario: The scenario.
+        result: What it came to.
         verdict: What the conservation check found.
-        problem: What else is not as it must be; empty where nothing is.
+        problem: What else is not as it must be, or why it is not possible; empty where nothing is.
     """
 
     scenario: Scenario
+    result: Result
     verdict: Verdict
     problem: str
-
-    @property
-    def passed(self) -> bool:
-        """Whether all is as it must be."""
-        return not self.problem and not any(self.verdict.counts.values())
 
     @property
     def counts(self) -> str:
@@ -75,22 +82,23 @@ def run_all(chosen: Sequence[Scenario], build: Path, *, document: Path | None) -
     """
     outcomes: list[Outcome] = []
     with ExitStack() as stack:
-        layers = {Layer.STEPS: stack.enter_context(_steps(build / "steps"))}
+        openers = {Layer.STEPS: lambda: _steps(build / "steps"), Layer.AIRFLOW: lambda: _airflow(build / "airflow")}
+        needed = dict.fromkeys(each.layer for each in chosen)
+        layers = {layer: stack.enter_context(openers[layer]()) for layer in needed}
         for each in chosen:
             began = time.monotonic()
             outcome = layers[each.layer](each)
             outcomes.append(outcome)
             _say(outcome, time.monotonic() - began)
     if document:
-        write_table(document, [(each.scenario, each.counts, each.passed) for each in outcomes])
-    failed = sum(not each.passed for each in outcomes)
-    print(f"{len(outcomes) - failed} passed, {failed} failed", flush=True)
+        write_table(document, [(each.scenario, each.counts, each.result.value) for each in outcomes])
+    passed, failed = (sum(each.result is result for each in outcomes) for result in (Result.PASSED, Result.FAILED))
+    print(f"{passed} passed, {failed} failed", flush=True)
     return 1 if failed else 0
 
 
 def _say(outcome: Outcome, seconds: float) -> None:
-    word = "passed" if outcome.passed else "FAILED"
-    print(f"{word}  {outcome.scenario.name:44} {outcome.counts}  {seconds:5.1f} s", flush=True)
+    print(f"{outcome.result}  {outcome.scenario.name:36} {outcome.counts}  {seconds:5.1f} s", flush=True)
     for line in outcome.verdict.lines():
         print(f"        {line}")
     if outcome.problem:
@@ -105,19 +113,41 @@ def _steps(folder: Path) -> Iterator[Callable[[Scenario], Outcome]]:
             place_folder = folder / scenario.name
             place_folder.mkdir(parents=True)
             with open_place(place_folder, emulator, **scenario.connection) as place:
-                problem = _attempt(lambda: scenario.run(place)) or _attempt(place.must_have_struck)
-                place.note_sources()
-                return Outcome(scenario, check(place.books()), problem)
+
+                def play() -> None:
+                    scenario.run(place)
+                    place.must_have_struck()
+
+                return _play(scenario, play, place.books)
 
         yield run
 
 
-def _attempt(action: Callable[[], None]) -> str:
-    """Do something; returns what went wrong."""
+@contextmanager
+def _airflow(folder: Path) -> Iterator[Callable[[Scenario], Outcome]]:
+    with open_plant(folder) as plant:
+
+        def run(scenario: Scenario) -> Outcome:
+            plant.begin()
+            return _play(scenario, lambda: scenario.run(plant), plant.books)
+
+        yield run
+
+
+def _play(scenario: Scenario, play: Callable[[], None], books: Callable[[], Books]) -> Outcome:
+    """Play a scenario, then count; one that breaks must not end the others."""
+    problem, verdict = "", Verdict()
     try:
-        action()
+        play()
+    except NotPossibleError as error:
+        return Outcome(scenario, Result.NOT_POSSIBLE, verdict, str(error))
     except UnexpectedError as error:
-        return str(error)
-    except Exception:  # one scenario that breaks must not end the others
-        return traceback.format_exc()
-    return ""
+        problem = str(error)
+    except Exception:
+        problem = traceback.format_exc()
+    try:
+        verdict = check(books())
+    except Exception:
+        problem = f"{problem}\n{traceback.format_exc()}".strip()
+    is_well = not problem and not any(verdict.counts.values())
+    return Outcome(scenario, Result.PASSED if is_well else Result.FAILED, verdict, problem)

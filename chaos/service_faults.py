@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from chaos.place import Place, expect
+from chaos.place import Place, connect_service, expect
 from chaos.scenario import scenario
+from qure_provider.emulator.control import EmulatorControl
 from qure_provider.emulator.model import (
     Answer,
     At,
@@ -17,6 +18,9 @@ from qure_provider.emulator.model import (
     Stall,
     Truncate,
 )
+from qure_provider.emulator.server import Tls, running_emulator
+from qure_provider.emulator.settings import EmulatorSettings
+from tests.support.certificates import make_certificates
 
 SERVICE = "The service"
 STEPS = tuple(Kind)
@@ -319,3 +323,26 @@ def not_for_the_service(place: Place) -> None:
     place.night()
     asked = {request.uid for request in place.control.requests(Kind.RESULTS)}
     expect(not asked & {abnormal, film, head}, "what was answered is asked again")
+
+
+@scenario(
+    SERVICE,
+    "its certificate is of an unknown authority, or has expired",
+    "nothing is sent, and the failure says which setting; with the right one all is brought home",
+)
+def wrong_certificate(place: Place) -> None:
+    place.usual()
+    for days in (1, -1):
+        folder = place.root.with_name(f"certificates{days}")
+        folder.mkdir()
+        authority, certificate, key = make_certificates(folder, days=days)
+        settings = EmulatorSettings(processing_seconds=0, abnormal_share=0, storage=folder)
+        service = place.stack.enter_context(running_emulator(settings, tls=Tls(certificate, key)))
+        control = place.stack.enter_context(EmulatorControl(service.base_url, verify=False))
+        connect_service(service, ca_bundle=str(authority) if days < 0 else "")
+        place.night()
+        expect("certificate" in place.problem, f"the failure does not name the certificate: {place.problem}")
+        expect(not control.requests(), "something was sent")
+    connect_service(place.emulator)
+    place.night()
+    place.must_be_whole()

@@ -4,13 +4,13 @@ import json
 import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from types import SimpleNamespace
 
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
+from support.certificates import make_certificates
 from tenacity import wait_none
 
 from qure_provider.emulator.server import running_emulator
@@ -178,46 +178,6 @@ def second_wire():
 def certificates(tmp_path_factory):
     """Paths of an authority, and of a certificate and key for localhost that it signed."""
     return make_certificates(tmp_path_factory.mktemp("tls"))
-
-
-def make_certificates(folder: Path):
-    import datetime
-    import ipaddress
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    now = datetime.datetime.now(datetime.UTC)
-
-    def certificate(name, key, issuer, issuer_key, *, is_authority):
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(issuer.subject if issuer else subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
-        )
-        if not is_authority:
-            names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return builder.sign(issuer_key, hashes.SHA256())
-
-    authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    authority = certificate("SIMULATED authority", authority_key, None, authority_key, is_authority=True)
-    own = certificate("localhost", key, authority, authority_key, is_authority=False)
-    paths = folder / "authority.pem", folder / "certificate.pem", folder / "key.pem"
-    paths[0].write_bytes(authority.public_bytes(serialization.Encoding.PEM))
-    paths[1].write_bytes(own.public_bytes(serialization.Encoding.PEM))
-    paths[2].write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return paths
 
 
 def secure_wire(certificates, host):

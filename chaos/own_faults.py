@@ -1,0 +1,71 @@
+"""What may happen to what we keep: the store and the ledger."""
+
+from __future__ import annotations
+
+from chaos.disk import small_disk
+from chaos.place import NotPossibleError, Place, expect
+from chaos.scenario import scenario
+from tests.support.postgresql import PROGRAMS, running_postgresql
+
+OURSELVES = "Ourselves"
+
+
+@scenario(
+    OURSELVES,
+    "the store's disk is full in the middle of a night",
+    "the run is red; once there is room the next night brings everything home",
+)
+def disk_full(place: Place) -> None:
+    place.usual()
+    grow = place.stack.enter_context(small_disk(place.root, kilobytes=400))
+    place.night()
+    expect(place.red, "the run is green")
+    grow(100_000)
+    place.redelivered()
+    place.resent = 15  # what was acknowledged and could not be recorded
+    place.repeated = 20  # idem
+    place.night()
+    place.must_be_whole()
+
+
+@scenario(
+    OURSELVES,
+    "the ledger's database (PostgreSQL) is gone in the middle of a night",
+    "every step stops, none guesses; once it is back the next night goes on from what it knows",
+)
+def ledger_database_gone(place: Place) -> None:
+    if not PROGRAMS.exists():
+        raise NotPossibleError("PostgreSQL is not installed")
+    server = place.stack.enter_context(running_postgresql())
+    place.move_ledger(server.port)
+    place.usual()
+    place.meanwhile = server.stop
+    place.night()
+    expect(place.red, "the run is green")
+    server.start()
+    place.meanwhile = lambda: None
+    place.repeated = 20  # what was sent, and could not be recorded
+    place.night()
+    place.sql("UPDATE deliveries SET lease_until = 0, due_at = 0")  # as after a quarter of an hour
+    place.redelivered()
+    place.night()
+    place.must_be_whole()
+
+
+@scenario(
+    OURSELVES,
+    "the ledger's file (SQLite) is gone, and the store is not",
+    "no new ledger is begun beside the old results; once it is back all is as it was",
+)
+def ledger_file_gone(place: Place) -> None:
+    place.usual()
+    place.night()
+    ledger = place.root / "ledger.sqlite3"
+    hidden = ledger.rename(ledger.with_name("hidden"))
+    sent = place.sent()
+    place.night()
+    expect("ledger" in place.red, f"the run does not say that its ledger is gone: {place.red}")
+    expect(place.sent() == sent, "files were sent again")
+    hidden.rename(ledger)
+    place.night()
+    place.must_be_whole()
