@@ -171,6 +171,9 @@ MLLP: dict[str, Any] = {
     ),
     "tls": _field("TLS", "Encrypt the connection.", "boolean", False),
     "verify": _field("Verify TLS", "Check the receiver's certificate.", "boolean", True),
+    "check_hostname": _field(
+        "Check host name", "Whether the receiver's certificate must name its host.", "boolean", True
+    ),
     "ca_bundle": _field(
         "CA bundle", "PEM file or folder of the authority to trust, on every worker. Empty: the system's."
     ),
@@ -202,6 +205,9 @@ DICOM: dict[str, Any] = {
     "max_pdu": _field("Largest PDU (bytes)", "That we take; 0 for any.", "integer", 16382, minimum=0),
     "tls": _field("TLS", "Encrypt the association.", "boolean", False),
     "verify": _field("Verify TLS", "Check the archive's certificate.", "boolean", True),
+    "check_hostname": _field(
+        "Check host name", "Whether the archive's certificate must name its host.", "boolean", True
+    ),
     "ca_bundle": _field("CA bundle", "PEM file or folder of the authority to trust, on every worker."),
     "client_certificate": _field("Client certificate", "PEM file, if the archive wants one."),
     "client_key": _field("Client key", "PEM file of its key, if apart."),
@@ -238,6 +244,14 @@ DICOMWEB: dict[str, Any] = {
     ),
     "prove": _field(
         "Prove", "Ask afterwards whether every object is there (QIDO-RS), not only its status.", "boolean", False
+    ),
+    "max_request_bytes": _field(
+        "Largest request (bytes)",
+        "Of one store request; a larger object goes alone.",
+        "integer",
+        100000000,
+        minimum=1000,
+        maximum=10000000000,
     ),
     **_WEB,
 }

@@ -6,6 +6,8 @@ from typing import Any
 
 from qure_provider import connection_forms
 
+_PORT_HINT = "such as 443; Airflow 3.3.1 and 3.3.2 cannot test a connection without"
+
 
 def get_provider_info() -> dict[str, Any]:
     """Return the provider's description, for the ``apache_airflow_provider`` entry point."""
@@ -61,7 +63,7 @@ def get_provider_info() -> dict[str, Any]:
                     "placeholders": {
                         "host": "https://… as issued by Qure for this environment",
                         "password": "the token issued by Qure",
-                        "port": "such as 443; Airflow 3.3.1 and 3.3.2 cannot test a connection without",
+                        "port": _PORT_HINT,
                     },
                 },
                 "conn-fields": connection_forms.QURE,
@@ -107,13 +109,13 @@ def get_provider_info() -> dict[str, Any]:
                 "hook-class-name": "qure_provider.hooks.dicomweb.DicomWebHook",
                 "hook-name": "DICOMweb (STOW-RS)",
                 "ui-field-behaviour": {
-                    "hidden-fields": ["schema", "port", "extra"],
+                    "hidden-fields": ["schema", "extra"],
                     "relabeling": {
                         "host": "Base URL",
                         "login": "User or client id",
                         "password": "Password, token or client secret",
                     },
-                    "placeholders": {"host": "https://pacs.hospital.example/dicom-web"},
+                    "placeholders": {"host": "https://pacs.hospital.example/dicom-web", "port": _PORT_HINT},
                 },
                 "conn-fields": connection_forms.DICOMWEB,
             },
@@ -122,13 +124,13 @@ def get_provider_info() -> dict[str, Any]:
                 "hook-class-name": "qure_provider.hooks.fhir.FhirHook",
                 "hook-name": "FHIR R4",
                 "ui-field-behaviour": {
-                    "hidden-fields": ["schema", "port", "extra"],
+                    "hidden-fields": ["schema", "extra"],
                     "relabeling": {
                         "host": "Base URL",
                         "login": "User or client id",
                         "password": "Password, token or client secret",
                     },
-                    "placeholders": {"host": "https://ehr.hospital.example/fhir"},
+                    "placeholders": {"host": "https://ehr.hospital.example/fhir", "port": _PORT_HINT},
                 },
                 "conn-fields": connection_forms.FHIR,
             },

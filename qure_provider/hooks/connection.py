@@ -381,6 +381,19 @@ def verification(fields: Fields) -> tuple[bool, str]:
     return verify, ca_bundle
 
 
+def verdict_of(error: Exception, conn_id: str) -> tuple[bool, str]:
+    """Return what a connection's test says of an error; Airflow tests it under a name that it makes up.
+
+    Args:
+        error: What is wrong.
+        conn_id: That name.
+
+    Returns:
+        False, and what to set.
+    """
+    return False, str(error).replace(f"Connection {conn_id}, field ", "Field ")
+
+
 def base_url(connection: AirflowConnection, fields: Fields, expected: str) -> str:
     """Read the address of a service from ``host``, or from ``schema``, ``host`` and ``port``.
 
@@ -411,7 +424,7 @@ def base_url(connection: AirflowConnection, fields: Fields, expected: str) -> st
     if schema and schema != parts.scheme:
         raise fields.error("schema", "contradicts the scheme of the base URL. Leave it empty")
     if connection.port and port != connection.port:
-        raise fields.error("port", "contradicts the port of the base URL. Leave it empty")
+        raise fields.error("port", "contradicts the port of the base URL. Enter the same one, or leave it empty")
     name = parts.hostname or ""
     if parts.scheme == "http" and not is_loopback(name):
         if not fields.boolean("allow_plain_http", default=False):

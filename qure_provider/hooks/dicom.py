@@ -39,6 +39,7 @@ from qure_provider.hooks.association import (
     NothingAcceptedError,
     associated,
 )
+from qure_provider.hooks.connection import verdict_of
 from qure_provider.hooks.dicom_connection import DicomConnection
 from qure_provider.hooks.receiver import (
     ReceiverError,
@@ -196,7 +197,7 @@ class DicomHook(BaseHook):
                 )
             )
         except ReceiverError as error:
-            return False, str(error)
+            return verdict_of(error, self.dicom_conn_id)
         if len(not_taken) == len(_KINDS):
             return False, "The archive answers C-ECHO, but takes no objects from us. Let our AE title store there."
         if not_taken:

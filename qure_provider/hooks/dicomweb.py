@@ -20,7 +20,7 @@ from qure_provider.dicom.model import Identity
 from qure_provider.dicom.objects import text
 from qure_provider.dicom.quiet import quiet_pydicom
 from qure_provider.dicom.verify import identity_of
-from qure_provider.hooks.connection import Fields
+from qure_provider.hooks.connection import Fields, verdict_of
 from qure_provider.hooks.multipart import OutgoingFileError
 from qure_provider.hooks.outgoing import OutgoingFile
 from qure_provider.hooks.receiver import (
@@ -224,6 +224,10 @@ class DicomWebHook(BaseHook):
                 _understood(_searched(session, "studies", {"StudyInstanceUID": _PROBE}))
             return True, "The archive answers QIDO-RS. Nothing was stored: whether we may shows with the first object."
 
+        try:
+            _ = self.connection
+        except ReceiverSettingsError as error:
+            return verdict_of(error, self.dicomweb_conn_id)
         return within_test_time(verdict)
 
     def _stow(self, parts: Mapping[int, _Part]) -> tuple[dict[int, StoreStatus], list[list[int]]]:

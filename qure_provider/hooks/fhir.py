@@ -11,6 +11,7 @@ from types import TracebackType
 from airflow.sdk import BaseHook
 
 from qure_provider.dicom.model import Identity
+from qure_provider.hooks.connection import verdict_of
 from qure_provider.hooks.fhir_connection import FhirConnection, FhirMode
 from qure_provider.hooks.fhir_server import FhirServer, Found, Placed, TransactionRefusedError, escaped
 from qure_provider.hooks.receiver import (
@@ -284,7 +285,7 @@ class FhirHook(BaseHook):
         try:
             self.get_conn()
         except ReceiverSettingsError as error:
-            return False, str(error)
+            return verdict_of(error, self.fhir_conn_id)
         return within_test_time(self._verdict)
 
     def _verdict(self) -> tuple[bool, str]:

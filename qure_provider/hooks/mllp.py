@@ -11,6 +11,7 @@ from importlib.util import find_spec
 
 from airflow.sdk import BaseHook
 
+from qure_provider.hooks.connection import verdict_of
 from qure_provider.hooks.mllp_answer import Answer, refusal
 from qure_provider.hooks.mllp_connection import MllpConnection
 from qure_provider.hooks.mllp_wire import CARRIAGE_RETURN, END_BLOCK, START_BLOCK, blocks
@@ -162,7 +163,7 @@ class MllpHook(BaseHook):
                         raise refused() from None
                     is_closed = True
         except ReceiverError as error:
-            return False, str(error)
+            return verdict_of(error, self.mllp_conn_id)
         if is_closed:
             return False, "The receiver closes the connection at once. Ask whether it lets this machine in."
         return True, (

@@ -17,7 +17,7 @@ from qure_provider.api.errors import QureSettingsError
 from qure_provider.api.model import ComputeAnswer, ResourceRef, ResultAnswer, ResultsVersion, UploadAnswer
 from qure_provider.api.routes import UPLOAD_PATH, recompute_body
 from qure_provider.hooks.check import PROBE, PROBE_TIMEOUT, check
-from qure_provider.hooks.connection import QureConnection
+from qure_provider.hooks.connection import QureConnection, verdict_of
 from qure_provider.hooks.download import DownloadedFile, Downloader, ExpiredUrlError
 from qure_provider.hooks.http import compute_url, redirect_within, results_url
 from qure_provider.hooks.media import Media
@@ -212,7 +212,7 @@ class QureHook(BaseHook):
         try:
             self.get_conn()
         except QureSettingsError as error:
-            return False, str(error)
+            return verdict_of(error, self.qure_conn_id)
         return check(self._ask_probe)
 
     def _send(self, traffic: Traffic, files: Sequence[OutgoingFile], stop: threading.Event) -> UploadAnswer:

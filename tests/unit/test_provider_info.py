@@ -17,7 +17,11 @@ from airflow.triggers.base import BaseTrigger
 
 import qure_provider
 from qure_provider.get_provider_info import get_provider_info
-from qure_provider.hooks.connection import QureConnection
+from qure_provider.hooks.connection import Fields, QureConnection
+from qure_provider.hooks.dicom_connection import DicomConnection
+from qure_provider.hooks.dicomweb import DicomWebConnection
+from qure_provider.hooks.fhir_connection import FhirConnection
+from qure_provider.hooks.mllp_connection import MllpConnection
 
 INFO = get_provider_info()
 SCHEMAS = Path(airflow.__file__).parent
@@ -81,12 +85,49 @@ def test_airflow_finds_the_provider_and_its_connection_form():
     assert ProvidersManagerTaskRuntime().hooks["qure"].hook_name == "Qure.ai"
 
 
-def test_the_form_offers_no_default_that_the_connection_would_refuse():
-    (entry,) = [entry for entry in INFO["connection-types"] if entry["connection-type"] == "qure"]
+READERS = {
+    "qure": (QureConnection, {"host": "https://qure.example"}, {}),
+    "dicom": (DicomConnection, {"host": "pacs.example"}, {"called_ae_title": "ARCHIVE"}),
+    "dicomweb": (DicomWebConnection, {"host": "https://pacs.example/dicom-web"}, {}),
+    "mllp": (MllpConnection, {"host": "ris.example"}, {"processing_id": "T"}),
+    "fhir": (FhirConnection, {"host": "https://ehr.example/fhir"}, {"patient_identifier_system": "urn:x"}),
+}
+"""What reads each connection, and what it cannot be without."""
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_form_offers_no_default_that_the_connection_would_refuse(kind):
+    (entry,) = [entry for entry in INFO["connection-types"] if entry["connection-type"] == kind]
+    reader, needed, extra = READERS[kind]
     defaults = {name: field["schema"].get("default") for name, field in entry["conn-fields"].items()}
-    bare = {"conn_id": "q", "host": "https://qure.example", "schema": None, "port": None, "password": "t"}
-    filled = QureConnection.from_airflow(SimpleNamespace(**bare, extra=json.dumps(defaults)))
-    assert filled == QureConnection.from_airflow(SimpleNamespace(**bare, extra=None))
+    bare = {"conn_id": "q", "schema": None, "port": None, "login": None, "password": "", **needed}
+    bare |= {"password": "t"} if kind == "qure" else {}
+    filled = reader.from_airflow(SimpleNamespace(**bare, extra=json.dumps(defaults | extra)))
+    assert filled == reader.from_airflow(SimpleNamespace(**bare, extra=json.dumps(extra)))
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_form_has_every_setting_that_the_connection_reads_and_no_other(kind, monkeypatch):
+    (entry,) = [entry for entry in INFO["connection-types"] if entry["connection-type"] == kind]
+    reader, needed, extra = READERS[kind]
+    extra = extra | ({"tls": True} if "tls" in entry["conn-fields"] else {})
+    read = set()
+    raw = Fields.raw
+    monkeypatch.setattr(Fields, "raw", lambda fields, name: read.add(name) or raw(fields, name))
+    bare = {"conn_id": "q", "schema": None, "port": None, "login": "me", "password": "t", **needed}
+    for more in ({}, {"auth": "oauth2", "token_url": "https://login.example/token"}):
+        if not more or "auth" in entry["conn-fields"]:
+            plain = needed if "://" not in needed["host"] else {"host": needed["host"].replace("https", "http")}
+            for values in ({}, {**plain, "more": {"allow_plain_http": True}}):
+                own = {**bare, **{name: value for name, value in values.items() if name != "more"}}
+                both = extra | more | values.get("more", {})
+                reader.from_airflow(SimpleNamespace(**own, extra=json.dumps(both)))
+    assert read - DESTINATIONS_OWN == set(entry["conn-fields"]) - DESTINATIONS_OWN
+    assert (set(entry["conn-fields"]) >= DESTINATIONS_OWN) == (kind in ("dicom", "dicomweb"))
+
+
+DESTINATIONS_OWN = {"ask_first", "prove"}
+"""Which the destination reads, not the hook."""
 
 
 def test_it_imports_nothing_but_the_standard_library():

@@ -441,7 +441,7 @@ def test_wrong_settings_are_told(hook_to):
     is_well, said = hook_to(1, processing_id=None).test_connection()
 
     assert not is_well
-    assert said.startswith("Connection mllp_default, field processing_id: is not set. Enter P for production")
+    assert said.startswith("Field processing_id: is not set. Enter P for production")
 
 
 def test_nothing_of_the_patient_is_logged(hook, receiver, caplog):
