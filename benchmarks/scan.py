@@ -34,7 +34,7 @@ def measure(folder: Path, *, fast: bool) -> Iterator[Figure]:
     Raises:
         WrongResultError: If an image was lost.
     """
-    share, rounds = (5, 3) if fast else (1, 5)
+    share, rounds = (5, 2) if fast else (1, 5)
     slices, studies = 60 // share, 8_000 // share
     with TemporaryDirectory(dir=folder) as scratch, ExitStack() as stack:
         root = Path(scratch)

@@ -52,7 +52,7 @@ def test_growth_of_time_and_memory():
 
 
 def test_the_other_dag_is_drawn_on_as_a_straight_line():
-    measured, drawn, cpu = compare_naive(NIGHTS, {30: Took(100.0, 200.0), 100: Took(240.0, 410.0)})
+    measured, _, drawn, cpu = compare_naive(NIGHTS, {30: Took(100.0, 200.0), 100: Took(240.0, 410.0)})
 
     assert (measured.ours, measured.theirs) == (90.0, 240.0)
     assert (drawn.ours, drawn.theirs) == (200.0, pytest.approx(240.0 + 2 * 900))
