@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
@@ -93,7 +93,7 @@ class QureHook(BaseHook):
 
     def upload(
         self,
-        files: Sequence[OutgoingFile],
+        files: Iterable[OutgoingFile],
         *,
         on_acknowledged: Callable[[Sequence[OutgoingFile]], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
@@ -106,7 +106,8 @@ class QureHook(BaseHook):
         stays away, the rest is given up at once.
 
         Args:
-            files: What to send.
+            files: What to send. An iterator is asked for more while others are sent; what it was not asked for, since
+                the service stays away, is in no part of the report.
             on_acknowledged: Called in the calling thread, after each answer, with what it acknowledged: record it
                 there, and a later call needs to send only the rest. What it raises ends the upload.
             should_stop: Asked in the calling thread about once a second; True breaks off what is under way.

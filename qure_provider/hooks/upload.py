@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 
@@ -126,7 +126,10 @@ class UploadRun:
         self._away: QureTransientError | None = None
         self._settings_error: QureSettingsError | None = None
         self._stop = threading.Event()
-        self._files: tuple[OutgoingFile, ...] = ()
+        self._coming: Iterator[OutgoingFile] = iter(())
+        self._files: dict[OutgoingFile, None] = {}
+        self._next: list[OutgoingFile] = []
+        self._next_size = 0
         self._doubted: set[str] = set()
         self._next_stop_check = 0.0
 
@@ -134,18 +137,21 @@ class UploadRun:
         """Upload files; ``report`` tells afterwards what became of them.
 
         Args:
-            files: What to send, in order.
+            files: What to send, in order. They are taken as requests have room for them, so that an iterator can
+                prepare them while others are sent; a sequence is accounted for whole, whatever was taken.
 
         Raises:
             QureSettingsError: Token, Source, base URL or the like are wrong. What was under way has ended and has been
                 acknowledged where it was.
         """
-        self._files = tuple(dict.fromkeys(files))
-        self._queue(self._files)
+        if isinstance(files, Sequence):
+            self._files = dict.fromkeys(files)
+            files = self._files
+        self._coming = iter(files)
         under_way: dict[Future[UploadAnswer], tuple[OutgoingFile, ...]] = {}
         try:
             while not self._is_stopped():
-                while self._waiting and len(under_way) < self._parallel and not self._ends:
+                while len(under_way) < self._parallel and not self._ends and self._has_next():
                     request = self._waiting.popleft()
                     under_way[self._begin(request)] = request
                 if not under_way and (self._ends or not self._doubt_short_series()):
@@ -208,6 +214,21 @@ class UploadRun:
             if self._should_stop():
                 self._stop.set()
         return self._stop.is_set()
+
+    def _has_next(self) -> bool:
+        """Tell whether there is a request to send, and fill one if none is waiting."""
+        while not self._waiting:
+            file = next(self._coming, None)
+            size = 0 if file is None else part_size(file)
+            if file is None or self._next_size + size + CLOSING_SIZE > self._limit:
+                self._queue(self._next)
+                self._next, self._next_size = [], 0
+            if file is None:
+                break
+            self._files[file] = None
+            self._next.append(file)
+            self._next_size += size
+        return bool(self._waiting)
 
     def _queue(self, files: Iterable[OutgoingFile]) -> None:
         fitting: list[OutgoingFile] = []

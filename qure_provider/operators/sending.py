@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,22 +11,20 @@ from qure_provider import settings
 if TYPE_CHECKING:
     from qure_provider.dicom.deidentify import Deidentified, Deidentifier
     from qure_provider.dicom.model import Instance
+    from qure_provider.dicom.pseudonym import IdentityMap
     from qure_provider.hooks.outgoing import HeaderSpool, OutgoingFile
     from qure_provider.ledger.ledger import ResourceRow
+    from qure_provider.ledger.pseudonyms import Sending
     from qure_provider.operators.work import BatchWork
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What can be sent of some resources.
+Prepared = Sequence[tuple[str, "OutgoingFile"]] | Exception
+"""SOPInstanceUIDs of the source and what is sent of each; or why nothing of a resource may be sent."""
+Lacking = tuple["ResourceRow", Collection[str]]
+"""A resource, and the SOPInstanceUIDs of it that the service lacks."""
 
-    Attributes:
-        files: By resource, the SOPInstanceUID of the source and what is sent of it.
-        refused: Resources of which nothing may be sent, and why.
-    """
-
-    files: Mapping[int, Sequence[tuple[str, OutgoingFile]]]
-    refused: Mapping[int, Exception] = field(default_factory=dict)
+_AT_ONCE = 200
+"""Files that are prepared at least before their way back is recorded: each record costs a transaction."""
 
 
 class Sender(Protocol):
@@ -37,14 +34,17 @@ class Sender(Protocol):
     """Of the key for pseudonyms; empty where things are sent as they are."""
 
     def prepare(
-        self, work: BatchWork, missing: Sequence[tuple[ResourceRow, Collection[str]]], spool: HeaderSpool
-    ) -> Prepared:
-        """Prepare what the service still lacks.
+        self, work: BatchWork, missing: Iterable[Lacking], spool: HeaderSpool
+    ) -> Iterator[tuple[ResourceRow, Prepared]]:
+        """Prepare what the service still lacks, as it is asked for.
 
         Args:
             work: The open batch.
-            missing: Resources, and the SOPInstanceUIDs that are lacking of each.
+            missing: What is lacking.
             spool: Where new headers are kept until they are sent.
+
+        Yields:
+            Each resource of which something is lacking, and what can be sent of it.
         """
 
 
@@ -68,11 +68,13 @@ class AsExported:
     key_id = ""
 
     def prepare(
-        self, work: BatchWork, missing: Sequence[tuple[ResourceRow, Collection[str]]], spool: HeaderSpool
-    ) -> Prepared:
+        self, work: BatchWork, missing: Iterable[Lacking], spool: HeaderSpool
+    ) -> Iterator[tuple[ResourceRow, Prepared]]:
         """See ``Sender``."""
         del spool
-        return Prepared({row.id: [each for each in files_of(work, row) if each[0] in uids] for row, uids in missing})
+        for row, uids in missing:
+            if uids:
+                yield row, [each for each in files_of(work, row) if each[0] in uids]
 
 
 class Deidentifying:
@@ -90,9 +92,27 @@ class Deidentifying:
         self.key_id = key_id
 
     def prepare(
-        self, work: BatchWork, missing: Sequence[tuple[ResourceRow, Collection[str]]], spool: HeaderSpool
-    ) -> Prepared:
+        self, work: BatchWork, missing: Iterable[Lacking], spool: HeaderSpool
+    ) -> Iterator[tuple[ResourceRow, Prepared]]:
         """See ``Sender``."""
+        group: list[tuple[ResourceRow, Prepared]] = []
+        sendings: list[Sending] = []
+        count = 0
+        for row, uids in missing:
+            if not uids:
+                continue
+            prepared, sending = self._prepare(work, row, uids, spool)
+            group.append((row, prepared))
+            sendings += [sending] if sending else []
+            count += len(uids)
+            if count >= _AT_ONCE:
+                yield from _recorded(work, group, sendings)
+                group, sendings, count = [], [], 0
+        yield from _recorded(work, group, sendings)
+
+    def _prepare(
+        self, work: BatchWork, row: ResourceRow, uids: Collection[str], spool: HeaderSpool
+    ) -> tuple[Prepared, Sending | None]:
         from qure_provider.api.errors import QureRejectedError
         from qure_provider.api.model import Route
         from qure_provider.dicom.pseudonym import PseudonymCollisionError
@@ -100,27 +120,18 @@ class Deidentifying:
         from qure_provider.dicom.refusal import DeidentifyError
         from qure_provider.ledger.pseudonyms import Sending
 
-        files: dict[int, list[tuple[str, OutgoingFile]]] = {}
-        refused: dict[int, Exception] = {}
-        sendings: list[Sending] = []
-        for row, uids in missing:
-            if not uids:
-                continue
-            try:
-                prepared = list(self._files(work, row, uids, spool))
-                ways_back = [done.identity_map for _, done, _ in prepared]
-                whole = ways_back[0].joined(ways_back[1:])
-            except (DeidentifyError, UnfitError, PseudonymCollisionError, _OtherIdentityError) as error:
-                refused[row.id] = QureRejectedError(f"{error}; nothing of it was sent.")
-                continue
-            files[row.id] = [(uid, file) for uid, _, file in prepared]
-            done = prepared[0][1]
-            sent_uid = done.series_instance_uid if row.route is Route.CT else done.sop_instance_uid
-            sendings.append(Sending(row.id, sent_uid, whole))
-        for row_id, collision in work.ledger.pseudonyms.record(sendings).items():
-            refused[row_id] = QureRejectedError(str(collision))
-            del files[row_id]
-        return Prepared(files, refused)
+        files: list[tuple[str, OutgoingFile]] = []
+        ways_back: list[IdentityMap] = []
+        try:
+            for uid, done, file in self._files(work, row, uids, spool):
+                files.append((uid, file))
+                ways_back.append(done.identity_map)
+            whole = ways_back[0].joined(ways_back[1:])
+        except (DeidentifyError, UnfitError, PseudonymCollisionError, _OtherIdentityError) as error:
+            return QureRejectedError(f"{error}. It was not sent."), None
+        first = files[0][1]
+        sent_uid = first.series_instance_uid if row.route is Route.CT else first.sop_instance_uid
+        return files, Sending(row.id, sent_uid, whole)
 
     def _files(
         self, work: BatchWork, row: ResourceRow, uids: Collection[str], spool: HeaderSpool
@@ -154,6 +165,19 @@ class Deidentifying:
                     version=version,
                 ),
             )
+
+
+def _recorded(
+    work: BatchWork, group: Sequence[tuple[ResourceRow, Prepared]], sendings: Sequence[Sending]
+) -> Iterator[tuple[ResourceRow, Prepared]]:
+    """Record the way back of each resource; only then may it be sent."""
+    from qure_provider.api.errors import QureRejectedError
+
+    work.check()
+    collisions = work.ledger.pseudonyms.record(sendings)
+    for row, prepared in group:
+        collision = collisions.get(row.id)
+        yield row, QureRejectedError(str(collision)) if collision else prepared
 
 
 class _OtherIdentityError(Exception):

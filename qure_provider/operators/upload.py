@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,13 +193,19 @@ class QureUploadBatchOperator(QureOperator):
         planned = {row.id: {instance.sop_instance_uid for instance in instances_of(work, row)} for row in todo}
         missing = {row_id: uids - held[row_id] for row_id, uids in planned.items()}
         work.ledger.mark_uploaded(row_id for row_id, uids in missing.items() if not uids)
-        prepared = sender.prepare(work, [(row, missing[row.id]) for row in todo], spool)
-        source_of = {file: (row_id, uid) for row_id, group in prepared.files.items() for uid, file in group}
-        series = {
-            row.id: prepared.files[row.id][0][1].series_instance_uid
-            for row in todo
-            if row.route is Route.CT and prepared.files.get(row.id)
-        }
+        source_of: dict[OutgoingFile, tuple[int, str]] = {}
+        series: dict[int, str] = {}
+        failures: dict[int, Exception] = {}
+
+        def coming() -> Iterator[OutgoingFile]:
+            for row, prepared in sender.prepare(work, [(row, missing[row.id]) for row in todo], spool):
+                if isinstance(prepared, Exception):
+                    failures[row.id] = prepared
+                    continue
+                source_of.update((file, (row.id, uid)) for uid, file in prepared)
+                if row.route is Route.CT:
+                    series[row.id] = prepared[0][1].series_instance_uid
+                yield from (file for _, file in prepared)
 
         def record(sent: Sequence[OutgoingFile]) -> None:
             work.check()
@@ -210,21 +216,24 @@ class QureUploadBatchOperator(QureOperator):
             work.ledger.mark_uploaded(done - series.keys())
 
         with QureHook(self.qure_conn_id, operator=type(self).__name__) as hook:
-            report = hook.upload([*source_of], on_acknowledged=record)
+            report = hook.upload(coming(), on_acknowledged=record)
         self.log.info(
             "Uploaded: files=%d requests=%d bytes=%d failed=%d refused=%d",
             len(report.acknowledged),
             report.requests,
             report.bytes_sent,
             len(report.failed),
-            len(prepared.refused),
+            len(failures),
         )
-        failures: dict[int, Exception] = dict(prepared.refused)
         gone = {source_of[item.file] for item in report.failed}
         for failure in report.failed:
             row_id, uid = source_of[failure.file]
             missing[row_id].add(uid)
             failures.setdefault(row_id, failure.error)
+        if report.failed:  # the service stays away: what was not even tried has failed for the same reason
+            failures |= {
+                row_id: report.failed[-1].error for row_id, uids in missing.items() if uids and row_id not in failures
+            }
         for row_id, series_uid in series.items():
             if short := _short(report.held.get(series_uid), len(planned[row_id]) - len(missing[row_id])):
                 failures[row_id] = short
