@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import PurePosixPath
 
 
 class Quarantine(StrEnum):
@@ -58,3 +59,23 @@ class Oddity(StrEnum):
     NO_PATIENT_ID = "no patient ID"
     UNDECODABLE = "text that its character set cannot decode"
     MIXED_IMAGES = "images of different ImageType"
+
+
+_SUFFIXES = frozenset({"", ".dcm", ".dicom", ".dic", ".ima"})
+
+
+def may_be_dicom(path: str, reason: str) -> bool:
+    """Tells whether a file that cannot be read may have been meant to be DICOM.
+
+    Args:
+        path: Its path in the export.
+        reason: Why it is quarantined.
+
+    Returns:
+        False only where it is no DICOM, or empty, and its name is that of something else (``.txt``); names that end in
+        a number are usual for DICOM.
+    """
+    if reason not in (Quarantine.NOT_DICOM, Quarantine.EMPTY):
+        return True
+    suffix = PurePosixPath(path).suffix.lower()
+    return suffix in _SUFFIXES or suffix[1:].isdigit()

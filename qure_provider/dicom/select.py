@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from qure_provider.api.model import Route
 from qure_provider.dicom.model import Fate, Instance, PassedOver, Scan, SelectedSeries, Selection, Series
+from qure_provider.dicom.reasons import may_be_dicom
 
 ROUTES: Mapping[str, Route] = {"CR": Route.XRAY, "DX": Route.XRAY, "CT": Route.CT}
 """Which half of the contract a modality follows; no other modality has one."""
@@ -76,8 +77,10 @@ class SelectionRules:
         reconstructions: ``best`` sends one CT series for each body region of a study, ``all`` sends every one.
         preferred_thickness: The slice thickness, in mm, that the best reconstruction is closest to.
         preferred_kernels: Patterns (``*``, ``?``, ``[1-4]``) of ConvolutionKernel that the best reconstruction has.
-        incomplete_ct: What becomes of a CT series of which files are quarantined: ``hold`` quarantines the rest,
-            because a result on a part of it would read like one on the whole; ``send`` sends what there is.
+        incomplete_ct: What becomes of a CT series of which files are quarantined, or may be (a file without a readable
+            header lies among its own, and no other series does, or a number of its images is missing): ``hold``
+            quarantines the rest, because a result on a part of it would read like one on the whole; ``send`` sends what
+            there is.
     """
 
     modalities: tuple[str, ...] = tuple(ROUTES)
@@ -128,7 +131,7 @@ class SelectionRules:
         return cls(**{name: _typed(name, value) for name, value in values.items()})
 
 
-def select(scan: Scan, rules: SelectionRules | None = None) -> Selection:
+def select(scan: Scan, rules: SelectionRules | None = None, known: Collection[str] = ()) -> Selection:
     """Applies the rules to what an export holds.
 
     A multi-frame (enhanced) CT counts each frame as a slice. Its orientation and thickness, which such objects state
@@ -137,18 +140,20 @@ def select(scan: Scan, rules: SelectionRules | None = None) -> Selection:
     Args:
         scan: What the export holds.
         rules: What the site sends; None for the defaults.
+        known: Series Instance UIDs of which images were sent before: late ones are sent however few they are.
 
     Returns:
         What is sent, in the order of the scan, and one row for each file of ``scan.series`` that is not. Nothing of
         ``scan.passed_over`` is repeated.
     """
     rules = rules or SelectionRules()
-    wounded = {row.series_instance_uid for row in scan.passed_over if row.fate is Fate.QUARANTINED} - {""}
+    wounded = _wounded(scan)
     candidates: list[SelectedSeries] = []
     passed_over: list[PassedOver] = []
     for series in scan.series:
         images = tuple(each for each in series.instances if each.sop_class_uid in rules.sop_classes)
-        if reason := _refusal(series, images, rules):
+        reason = _refusal(series, images, rules)
+        if reason and not (reason is Reason.TOO_FEW_SLICES and series.series_instance_uid in known):
             passed_over += _rows(series, Fate.NOT_SELECTED, reason)
             continue
         if len(images) < len(series.instances):
@@ -165,6 +170,35 @@ def select(scan: Scan, rules: SelectionRules | None = None) -> Selection:
         for series in beaten:
             passed_over += _rows(series, Fate.NOT_SELECTED, Reason.RECONSTRUCTION)
     return Selection(tuple(candidates), tuple(passed_over))
+
+
+def _wounded(scan: Scan) -> set[str]:
+    """Series of which files are quarantined, or may be: a file that does not say what it is lies among theirs."""
+    quarantined = [row for row in scan.passed_over if row.fate is Fate.QUARANTINED]
+    suspects = {
+        _folder(row.path) for row in quarantined if not row.series_instance_uid and may_be_dicom(row.path, row.reason)
+    }
+    neighbours: dict[str, list[Series]] = defaultdict(list)
+    for series in scan.series:
+        for folder in {_folder(each.path) for each in series.instances} & suspects:
+            neighbours[folder].append(series)
+    by_place = {
+        series.series_instance_uid
+        for group in neighbours.values()
+        for series in group
+        if len(group) == 1 or _has_gap(series)
+    }
+    return ({row.series_instance_uid for row in quarantined} | by_place) - {""}
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _has_gap(series: Series) -> bool:
+    """Whether a number between the first and the last image's is missing."""
+    numbers = {each.instance_number for each in series.instances if each.instance_number is not None}
+    return bool(numbers) and max(numbers) - min(numbers) + 1 > len(numbers)
 
 
 def _refusal(series: Series, images: tuple[Instance, ...], rules: SelectionRules) -> Reason | None:

@@ -20,12 +20,10 @@ from qure_provider.retries import StepIncompleteError
 
 if TYPE_CHECKING:
     from qure_provider.api.errors import QureError
-    from qure_provider.dicom.model import PassedOver
     from qure_provider.hooks.outgoing import OutgoingFile
     from qure_provider.ledger.ledger import ResourceRow
 
 _PROGRESS = "acknowledged"
-_DICOM_SUFFIXES = frozenset({"", ".dcm", ".dicom", ".dic", ".ima"})
 _NO_WAY_BACK = (
     "QureUploadOperator alone keeps no way back from pseudonyms to patients, so nothing was sent. Use the task group "
     "process_export, which de-identifies, or set identity_policy='identified' on this task."
@@ -74,6 +72,7 @@ class QureUploadOperator(QureOperator):
         from qure_provider.api.errors import QureRejectedError
         from qure_provider.api.model import Route
         from qure_provider.dicom.model import Fate
+        from qure_provider.dicom.reasons import may_be_dicom
         from qure_provider.dicom.scan import ScanLimits, scan, scan_files
         from qure_provider.dicom.select import SelectionRules, select
         from qure_provider.hooks.outgoing import FileVersion, OutgoingFile
@@ -90,7 +89,7 @@ class QureUploadOperator(QureOperator):
             scanned = scan_files(root, files, limits=limits) if files else scan(root, limits=limits)
             selection = select(scanned, SelectionRules.from_mapping(self.selection or {}))
             for item in (*scanned.passed_over, *selection.passed_over):
-                if item.fate is Fate.QUARANTINED and (files or not _is_something_else(item)):
+                if item.fate is Fate.QUARANTINED and (files or may_be_dicom(item.path, item.reason)):
                     quarantined.append(("file", QureRejectedError(item.reason)))
                 else:
                     passed_over[item.reason] += 1
@@ -262,14 +261,6 @@ def _short(held: int | None, acknowledged: int) -> QureError | None:
         f"The service says that it holds {held} images of a series of which it acknowledged {acknowledged}, so it is "
         "not computed; the next try sends all of it again."
     )
-
-
-def _is_something_else(item: PassedOver) -> bool:
-    """Whether a file neither is DICOM nor has a name that says so."""
-    from qure_provider.dicom.reasons import Quarantine
-
-    suffix = Path(item.path).suffix.lower()
-    return item.reason == Quarantine.NOT_DICOM and suffix not in _DICOM_SUFFIXES and not suffix[1:].isdigit()
 
 
 def _roots(paths: Sequence[str]) -> list[tuple[Path, list[str]]]:

@@ -158,6 +158,51 @@ class TestIncompleteSeries:
         both = replace(result, series=(member, other), found=result.found + len(other.instances))
         assert [each.series for each in select(both).selected] == [other]
 
+    def unread(self, *members, path="1/x.dcm", reason=Quarantine.EMPTY):
+        """A file that does not say what it is lies in a folder with these series."""
+        row = PassedOver(path, Fate.QUARANTINED, reason, 0)
+        return scan_of(*members, passed_over=[row])
+
+    def in_one_folder(self, *members, folder="1"):
+        return [
+            replace(
+                each,
+                instances=tuple(replace(i, path=f"{folder}/{i.sop_instance_uid}") for i in each.instances),
+            )
+            for each in members
+        ]
+
+    @pytest.mark.parametrize(
+        ("path", "reason"),
+        [
+            ("1/9.dcm", Quarantine.EMPTY),
+            ("1/9.dcm.part", Quarantine.UNFINISHED),
+            ("1/9", Quarantine.NOT_DICOM),
+            ("1/9.17", Quarantine.NOT_DICOM),
+            ("1/9.dcm", Quarantine.PERMISSION),
+        ],
+    )
+    def test_a_file_that_could_be_its_own_holds_the_one_ct_series_of_its_folder(self, path, reason):
+        (member,) = self.in_one_folder(series("CT", 20))
+        assert not select(self.unread(member, path=path, reason=reason)).selected
+        assert len(select(self.unread(member, path="2/" + path, reason=reason)).selected) == 1
+
+    @pytest.mark.parametrize("reason", [Quarantine.EMPTY, Quarantine.NOT_DICOM])
+    def test_a_text_beside_it_does_not(self, reason):
+        (member,) = self.in_one_folder(series("CT", 20))
+        assert len(select(self.unread(member, path="1/Export log.txt", reason=reason)).selected) == 1
+
+    def test_among_several_series_only_one_that_lacks_an_image_is_held(self):
+        whole, gapped = self.in_one_folder(series("CT", 20), series("CT", 21, study="1.7"))
+        gapped = replace(gapped, instances=gapped.instances[:7] + gapped.instances[8:])
+        (kept,) = select(self.unread(whole, gapped)).selected
+        assert kept.series == whole
+
+    def test_late_images_of_a_series_that_was_sent_go_however_few(self):
+        late = series("CT", 3)
+        assert not select(scan_of(late)).selected
+        assert len(select(scan_of(late), known={late.series_instance_uid}).selected) == 1
+
     def test_a_duplicate_does_not_make_a_series_incomplete(self):
         member = series()
         row = PassedOver("x", Fate.DUPLICATE, "copy", 9, member.series_instance_uid)
