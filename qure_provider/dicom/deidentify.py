@@ -156,7 +156,7 @@ class Deidentifier:
         sop_class, sop_instance, series, study_uid = (
             plain(values.get(tag, b"")) for tag in (SOP_CLASS, SOP_INSTANCE, SERIES_INSTANCE, _STUDY)
         )
-        if any(not uid or uid.startswith(REGISTERED) for uid in (sop_instance, series, study_uid)):
+        if any(not uid or "\\" in uid or uid.startswith(REGISTERED) for uid in (sop_instance, series, study_uid)):
             raise DeidentifyError(Refusal.NO_UID)
         study = self._study(header, values)
         dataset = study.rewriter.rewrite(header, trace, explain=explain)

@@ -54,6 +54,16 @@ def damaged(rng, content, others=()):
     return bytes(content)
 
 
+def nudged(rng, content):
+    """Bytes of the same length with one to three places written over: elements keep their places."""
+    content = bytearray(content)
+    for _ in range(rng.randint(1, 3)):
+        place = rng.randrange(len(content))
+        patch = rng.choice((*_BYTES, bytes([rng.randrange(256)])))[: len(content) - place]
+        content[place : place + len(patch)] = patch
+    return bytes(content)
+
+
 def damaged_json(rng, content):
     """A JSON value with one to six things changed, still of lists, dicts and plain values."""
     content = json.loads(json.dumps(content))

@@ -8,26 +8,31 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import cache, partial
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import data_store
-from pydicom.data import data_manager
+import pydicom
+from pydicom.data import data_manager, get_testdata_file
 from support.emulated_results import emulated
 from support.hl7_reader import Message
 
-from fuzz.mutations import damaged, damaged_json, written
+from fuzz.mutations import damaged, damaged_json, nudged, written
 from qure_provider.api.answers import RawAnswer, parse_compute, parse_result, parse_upload
 from qure_provider.api.errors import QureError
 from qure_provider.api.model import Outcome, ResultsVersion, Route
 from qure_provider.dicom.complete import complete_object
+from qure_provider.dicom.deidentify import Deidentifier
 from qure_provider.dicom.manifest import ManifestError, dump_batch, load_batch
 from qure_provider.dicom.model import Fate, Identity, StudyFacts
 from qure_provider.dicom.objects import UnreadableError
 from qure_provider.dicom.pack import pack_batches
+from qure_provider.dicom.pseudonym import Pseudonymizer
 from qure_provider.dicom.reader import UnfitError, read_header
 from qure_provider.dicom.reasons import Quarantine
 from qure_provider.dicom.record import WANTED, RecordMaker
+from qure_provider.dicom.refusal import DeidentifyError
 from qure_provider.dicom.scan import ScanLimits, scan
 from qure_provider.dicom.select import SelectionRules, select
 from qure_provider.dicom.verify import Contradiction, verify_object
@@ -114,6 +119,47 @@ def exports(rng):
         if any(row.fate is Fate.SELECTED or not row.reason for row in rows):
             raise WrongError("a file was passed over without a reason")
     return "accounted for"
+
+
+_NAMED = {"PatientName": "ZQXNAME^ZQXGIVEN", "PatientID": "ZQX0042", "AccessionNumber": "ZQXACC17"}
+
+
+@cache
+def named_images():
+    """Real images of a patient whose name and numbers stand out."""
+    images = []
+    for name in ("CT_small.dcm", "MR_small.dcm", "693_UNCI.dcm", "MR_small_RLE.dcm", "SC_rgb_small_odd.dcm"):
+        dataset = pydicom.dcmread(get_testdata_file(name, download=False))
+        for keyword, value in {**_NAMED, "ImageComments": "seen ZQXNAME, ZQXGIVEN (ZQX0042)"}.items():
+            setattr(dataset, keyword, value)
+        with BytesIO() as stream:
+            dataset.save_as(stream)
+            images.append(stream.getvalue())
+    return images
+
+
+def deidentified(rng):
+    """What leaves of a damaged file does not name the patient, wherever it can still be read who that is."""
+    image = rng.choice(named_images())
+    head = image.find(b"\xe0\x7f\x10\x00")
+    header = nudged(rng, image[:head]) if rng.random() < 0.7 else damaged(rng, image[:head], [image[:head]])
+    content = header + image[head:]
+    try:
+        done = Deidentifier(Pseudonymizer(b"a key for the fuzzer that nobody uses")).deidentify(Memory(content))
+    except (DeidentifyError, UnfitError) as error:
+        return f"stays: {error}"
+    left = [word for word in (b"ZQXNAME", b"ZQXGIVEN", b"ZQX0042", b"ZQXACC17") if word in done.header]
+    if left and _still_named(content):
+        raise WrongError(f"{left} leaves")
+    return "leaves" if not left else "leaves, nobody knows whose"
+
+
+def _still_named(content):
+    try:
+        dataset = pydicom.dcmread(BytesIO(content), stop_before_pixels=True)
+        return all(str(dataset.get(keyword, "")) == value for keyword, value in _NAMED.items())
+    except Exception:  # what pydicom raises on a broken file is not limited to its own errors
+        return False
 
 
 # What the service sends
@@ -412,7 +458,7 @@ def _without_warnings(run, rng):
 TARGETS = {
     run.__name__: Target(partial(_without_warnings, run), share)
     for run, share in (
-        *((headers, 55), (exports, 2), (objects, 4), (uploads, 8), (computes, 4), (results, 12)),
+        *((headers, 50), (exports, 2), (deidentified, 5), (objects, 4), (uploads, 8), (computes, 4), (results, 12)),
         *((reports, 5), (acks, 5), (stores, 3), (files, 2)),
     )
 }

@@ -597,6 +597,7 @@ def test_an_overlay_in_the_pixels_stays(export):
         ({"SeriesInstanceUID": ""}, Refusal.NO_UID),
         ({"StudyInstanceUID": None}, Refusal.NO_UID),
         ({"SOPInstanceUID": "1.2.840.10008.5.1.4.1.1.2"}, Refusal.NO_UID),
+        ({"SOPInstanceUID": "1.2.3\\4.5"}, Refusal.NO_UID),
         ({"BodyPartExamined": "SIMULATED"}, Refusal.LEFT_OVER),
         ({"ImageType": ["DERIVED", "PRIMARY", "SIM-1"], "PatientID": "SIM-1"}, Refusal.LEFT_OVER),
         ({"ReceiveCoilName": None, "ScanOptions": "SIMULATED"}, Refusal.LEFT_OVER),
