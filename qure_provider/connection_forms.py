@@ -153,10 +153,10 @@ MLLP: dict[str, Any] = {
     ),
     "withdrawn_status": _field(
         "Status of a withdrawal",
-        "OBR-25 of a withdrawal; its observations always have W.",
+        "OBR-25 of a withdrawal; its observations always have W. C correction, M the same from HL7 2.8 on.",
         "string",
         "C",
-        enum=["C", "X", "W"],
+        enum=["C", "M", "X", "W"],
     ),
     "include_scores": _field("Send scores", "Scores, and decisions made by them, as observations.", "boolean", False),
     "include_pdf": _field("Send the PDF", "The report's PDF as OBX of type ED.", "boolean", False),

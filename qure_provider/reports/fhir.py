@@ -26,7 +26,7 @@ from qure_provider.reports.fhir_text import (
     fitting,
     subject_of,
 )
-from qure_provider.reports.result import MODEL_NOT_STATED, UNVERIFIED, Result
+from qure_provider.reports.result import MODEL_NOT_STATED, UNVERIFIED, WITHDRAWN, Result
 from qure_provider.reports.study_report import StudyReport
 
 Resource = dict[str, Any]
@@ -46,7 +46,6 @@ DEVICE_SYSTEM: Final = f"{_ARC}.4"
 CODE_SYSTEM: Final = f"{_ARC}.5"
 """Of our own codes: no radiologist's report or finding has them."""
 
-WITHDRAWN: Final = "WITHDRAWN. This AI report was taken back; do not use it."
 _AI_ASSERTED: Final = {
     "system": "http://terminology.hl7.org/CodeSystem/v3-ObservationValue",
     "code": "AIAST",

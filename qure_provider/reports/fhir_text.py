@@ -8,14 +8,11 @@ from typing import Final
 
 from qure_provider.api.model import Meaning, Report, Route
 from qure_provider.dicom.model import StudyFacts
-from qure_provider.reports.result import MODEL_NOT_STATED, UNVERIFIED, Result
+from qure_provider.reports.result import MODEL_NOT_STATED, NO_TEXT, UNVERIFIED, Result
 from qure_provider.reports.study_report import StudyReport
 
 MANUFACTURER: Final = "Qure.ai"
 TITLE: Final = "AI analysis"
-NO_TEXT: Final = (
-    "The service gives no text here; its report is in the files. This does not mean that nothing was found."
-)
 MEANING_TEXTS: Final = {
     Meaning.URGENT: "urgent",
     Meaning.ABNORMAL: "abnormal",

@@ -24,7 +24,7 @@ from qure_provider.reports.hl7_syntax import (
     time_of,
     time_of_dicom,
 )
-from qure_provider.reports.result import MODEL_NOT_STATED, UNVERIFIED, Result
+from qure_provider.reports.result import MODEL_NOT_STATED, NO_TEXT, UNVERIFIED, WITHDRAWN, Result
 from qure_provider.reports.study_report import StudyReport
 
 CODING_SYSTEM = "99QURE"
@@ -34,9 +34,7 @@ OF_THE_STUDY = "0"
 """OBX-4 of what is said of no single image."""
 
 MAX_PDF_BYTES = 32 * 1024 * 1024
-WITHDRAWN = "WITHDRAWN. This AI result has been withdrawn. Do not use it."
 WITHDRAWN_STATUS = "W"
-NO_REPORT = "The service sends this product's report as files only. This says nothing about findings."
 NOT_STATED = "not stated by the service"
 
 _FLAGS = {Meaning.URGENT: "AA", Meaning.ABNORMAL: "A"}
@@ -269,7 +267,7 @@ def _of_result(writer: _Writer, result: Result) -> Iterator[_Observation]:
     yield writer.meaning("AI-MEANING", "AI triage, what the word means", result.meaning)
     report = result.report
     if report.is_empty:
-        yield writer.text("AI-REPORT", "AI report", NO_REPORT)
+        yield writer.text("AI-REPORT", "AI report", NO_TEXT)
     if report.impression:
         yield writer.text("AI-IMPRESSION", "AI impression", report.impression)
     if report.findings:

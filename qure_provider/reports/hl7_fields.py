@@ -88,11 +88,13 @@ class ResultStatus(StrEnum):
 class WithdrawnStatus(StrEnum):
     """OBR-25 of a withdrawal, whose observations have W ("post original as wrong") in OBX-11.
 
-    Table 0123 has no W for OBR-25. ``C`` says that what is sent corrects what was. ``X`` also says "order canceled",
-    which a receiver might take for the order of the images.
+    Table 0123 has no W for OBR-25. In HL7 v2.5.1 ``C`` is any correction to results, which a withdrawal is; later
+    versions keep it for what was final and have ``M`` for what was not. ``X`` says that there are no results, but also
+    "order canceled", which a receiver might take for the order of the images.
     """
 
     CORRECTION = "C"
+    CORRECTION_OF_NOT_FINAL = "M"
     CANCELED = "X"
     WRONG = "W"
 

@@ -11,6 +11,10 @@ from qure_provider.api.model import Meaning, Outcome, Report, ResultAnswer, Rout
 SCHEMA = 1
 UNVERIFIED = "AI output, not verified by a radiologist. Not for diagnosis on its own."
 MODEL_NOT_STATED = "not stated by the service"
+NO_TEXT = "The service gives no text here; its report is in the files. This does not mean that nothing was found."
+"""What stands in a message where a result has files alone, as those of qCT."""
+WITHDRAWN = "WITHDRAWN. This AI result was taken back; do not use it."
+"""What stands first in whatever takes a result back."""
 
 
 class ResultFormatError(ValueError):

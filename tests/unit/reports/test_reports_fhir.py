@@ -17,7 +17,7 @@ from qure_provider.dicom.model import StudyFacts
 from qure_provider.reports import fhir
 from qure_provider.reports.fhir import FhirOptions, ReportStatus, document_part, report_parts, transaction
 from qure_provider.reports.fhir_text import conclusion, effective_time
-from qure_provider.reports.result import MODEL_NOT_STATED, UNVERIFIED
+from qure_provider.reports.result import MODEL_NOT_STATED, NO_TEXT, UNVERIFIED, WITHDRAWN
 
 PATIENT = "Patient/17"
 DEFAULT = FhirOptions()
@@ -147,7 +147,7 @@ def test_a_report_without_text_says_that_it_is_in_the_files():
         document_part(report, PATIENT, DEFAULT).resource["description"],
     ):
         assert "its report is in the files" in words
-        assert "This does not mean that nothing was found." in words
+        assert NO_TEXT in words
         assert "no finding" not in words.lower()
     assert {kind for kind, _ in observations(report)} == {"triage", "meaning"}
 
@@ -328,13 +328,13 @@ def test_what_is_taken_back_says_so():
 
     assert fhir.is_in_error(taken_back)
     assert not fhir.is_in_error(head)
-    assert taken_back["conclusion"].startswith("WITHDRAWN.")
+    assert taken_back["conclusion"].startswith(WITHDRAWN)
     assert taken_back["conclusion"].endswith(head["conclusion"])
     assert fhir.in_error(taken_back) == taken_back
     assert {**taken_back, "status": 0, "conclusion": 0} == {**head, "status": 0, "conclusion": 0}
     gone = fhir.in_error(document)
     assert (gone["status"], gone["docStatus"]) == ("entered-in-error", "entered-in-error")
-    assert gone["description"].startswith("WITHDRAWN.")
+    assert gone["description"].startswith(WITHDRAWN)
     observation = of_kind(a_report(), "Observation")[0]
     assert fhir.in_error(observation) == {**observation, "status": "entered-in-error"}
 

@@ -26,7 +26,7 @@ from qure_provider.reports.hl7_fields import (
     WithdrawnStatus,
 )
 from qure_provider.reports.hl7_syntax import CharacterSet
-from qure_provider.reports.result import Result
+from qure_provider.reports.result import NO_TEXT, WITHDRAWN, Result
 from qure_provider.reports.study_report import StudyReport
 
 STUDY = "1.2.840.99999.1"
@@ -308,7 +308,7 @@ def test_a_product_without_inline_report_says_nothing_about_findings():
     sent = message(CT_REPORT)
 
     assert observation(sent, "AI-SERIES", "1").value(5) == "1.2.840.99999.1.9"
-    assert "says nothing about findings" in observation(sent, "AI-REPORT", "1").value(5)
+    assert observation(sent, "AI-REPORT", "1").value(5) == NO_TEXT
     assert "no findings" not in sent.raw.decode().lower()
 
 
@@ -391,7 +391,7 @@ def test_a_withdrawal_repeats_every_identifier_and_no_value(tmp_path):
     assert {item[11] for item in after.all("OBX")} == {"W"}
     assert {item[8] for item in after.all("OBX")} == {""}
     ours = [item for item in after.all("OBX") if item.values(3)[2] == "99QURE"]
-    assert all(item.value(5).startswith("WITHDRAWN") for item in ours)
+    assert {item.value(5) for item in ours} == {WITHDRAWN}
     assert after["NTE"].value(3).startswith("WITHDRAWN")
 
 
@@ -637,7 +637,7 @@ def test_no_text_becomes_structure(given, fields, withdrawn):
     assert len(raw.splitlines()) == len(sent.segments)
     assert not {0x0B, 0x1C} & set(raw)
     assert len(sent.control_id) <= 20
-    assert {sent["OBR"][25]} | {item[11] for item in sent.all("OBX")} <= {"R", "P", "C", "X", "W"}
+    assert {sent["OBR"][25]} | {item[11] for item in sent.all("OBX")} <= {"R", "P", "C", "M", "X", "W"}
     assert not {item[8] for item in sent.all("OBX")} - {"", "A", "AA"}
 
 
