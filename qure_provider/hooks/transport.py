@@ -205,6 +205,7 @@ class _Adapter(HTTPAdapter):
     def __init__(self, line: Line, parallel: int, check_address: AddressCheck | None) -> None:
         self._line = line
         self._check_address = check_address
+        self._proxies: dict[tuple[str, str], str | None] = {}
         super().__init__(pool_maxsize=parallel)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
@@ -226,16 +227,22 @@ class _Adapter(HTTPAdapter):
         proxies: Any = None,
     ) -> requests.Response:
         del verify, proxies
-        url = request.url or ""
-        proxy = self._line.proxy_for(url)
+        url = urlsplit(request.url or "")
+        proxy = self._proxy_for(url.scheme, url.netloc)
         return super().send(
             request,
             stream=stream,
             timeout=timeout or (self._line.connect_timeout, self._line.read_timeout),
             verify=self._line.trust,
             cert=cert,
-            proxies={urlsplit(url).scheme: proxy} if proxy else {},
+            proxies={url.scheme: proxy} if proxy else {},
         )
+
+    def _proxy_for(self, scheme: str, address: str) -> str | None:
+        """Look into the environment once for each address: that takes as long as half a small download."""
+        if (scheme, address) not in self._proxies:
+            self._proxies[scheme, address] = self._line.proxy_for(f"{scheme}://{address}/")
+        return self._proxies[scheme, address]
 
 
 def _pool_classes(idle_timeout: float, check_address: AddressCheck | None) -> dict[str, type[HTTPConnectionPool]]:

@@ -331,7 +331,7 @@ def _fetch(work: BatchWork, hook: QureHook, row: ResourceRow, answer: ResultAnsw
 
 def _is_unchanged(work: BatchWork, row: ResourceRow, answer: ResultAnswer) -> bool:
     """Whether images that changed have the very answer that they had before."""
-    before = work.ledger.result_before_change(row.id)
+    before = work.ledger.result_before_change(row.id) if row.revision > 1 else None
     if before is None:
         return False
     try:
