@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 from functools import cached_property
+from importlib.util import find_spec
 
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
@@ -16,6 +17,7 @@ from qure_provider.dicom.profile import Profile, ProfileError
 from qure_provider.dicom.pseudonym import KEY_LENGTH, Pseudonymizer
 from qure_provider.hooks.connection import AirflowConnection, Fields
 
+_LIBRARIES = ("dicomanonymizer", "pypdf")
 _MAKE_ONE = (
     "Make one with 'openssl rand -base64 32', enter it as the connection's secret key, and keep a copy in a safe"
 )
@@ -85,8 +87,13 @@ class DeidentifyHook(BaseHook):
         """Return what de-identifies files, with its memory of their study: one for many files is fast.
 
         Raises:
-            QureSettingsError: The connection is missing, or wrong.
+            QureSettingsError: The connection is missing, or wrong, or a library that is needed is not installed.
         """
+        if not all(map(find_spec, _LIBRARIES)):
+            raise QureSettingsError(
+                "De-identification needs dicom-anonymizer and pypdf, and nothing was sent without them. Install "
+                "airflow-provider-qure[deidentify] wherever tasks run."
+            )
         return Deidentifier(self.pseudonyms, self.profile)
 
     def test_connection(self) -> tuple[bool, str]:

@@ -16,6 +16,7 @@ from qure_provider.ledger.batch_ref import BatchRef
 from qure_provider.nights import MAX_NAME, in_night, night_of, safe_name
 from qure_provider.operators.base import QureOperator, as_bool
 from qure_provider.operators.dry_run import ShowOnly, show_only_of
+from qure_provider.operators.sending import sender_for
 from qure_provider.operators.work import manifest_content
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class QurePlanOperator(QureOperator):
             the night's name.
         files: Paths relative to ``export``, to take only these.
         selection: Rules as ``SelectionRules.from_mapping`` takes them; None for the safe defaults.
-        identity_policy: See ``settings.identity_policy``; checked here so that a night without one fails at once.
+        identity_policy: See ``settings.identity_policy``; checked here, with the key that it may need, so that a
+            night without fails at once.
         store_root: The store's root; None for ``[qure] store_root``.
         max_batches: Into how many batches at most; None for ``[qure] max_batches``.
         wait_seconds: How long results are waited for, in seconds, from the plan's beginning on.
@@ -131,7 +133,7 @@ class QurePlanOperator(QureOperator):
                 deadline=time.time() + self.wait_seconds,
                 completeness=self.completeness or "not judged",
             )
-            settings.identity_policy(self.identity_policy)
+            sender_for(settings.identity_policy(self.identity_policy))
             scanned, selection = self._read(export)
             entries = ledger.assess(selection.selected, recompute=as_bool(self.recompute))
             counts = _counts(scanned, selection, entries)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.definitions.context import Context
 
 from qure_provider import settings
-from qure_provider.hooks.outgoing import HeaderSpool
 from qure_provider.operators.base import QureOperator
 from qure_provider.operators.dry_run import ShowOnly, show_only_of, show_upload
 from qure_provider.operators.sending import Sender, instances_of, sender_for
@@ -20,7 +19,7 @@ from qure_provider.retries import StepIncompleteError
 
 if TYPE_CHECKING:
     from qure_provider.api.errors import QureError
-    from qure_provider.hooks.outgoing import OutgoingFile
+    from qure_provider.hooks.outgoing import HeaderSpool, OutgoingFile
     from qure_provider.ledger.ledger import ResourceRow
 
 _PROGRESS = "acknowledged"
@@ -173,6 +172,8 @@ class QureUploadBatchOperator(QureOperator):
 
     def execute(self, context: Context) -> None:
         """Upload the batch."""
+        from qure_provider.hooks.outgoing import HeaderSpool
+
         policy = settings.identity_policy(self.identity_policy)
         with open_batch(self.batch, self.store_root, context) as work:
             todo = [row for row in work.rows() if row.uploaded_at is None]

@@ -58,7 +58,7 @@ def process_export(
         qure_conn_id: The Qure connection.
         files: Paths relative to ``export``, to take only these.
         selection: Rules as ``SelectionRules.from_mapping`` takes them, or their JSON.
-        identity_policy: ``identified``; None for ``[qure] identity_policy``, which has no default.
+        identity_policy: ``deidentify`` or ``identified``; None for ``[qure] identity_policy``, which has no default.
         store_root: The store's root; None for ``[qure] store_root``.
         max_batches: Into how many batches a night is divided at most; None for ``[qure] max_batches``.
         parallel_uploads: How many batches of each route upload at once; keep it below the worker slots, so that resumed

@@ -246,6 +246,13 @@ class TestWhatCannotBeDeidentified:
         assert QureRetryPolicy().evaluate(failure.value, 1, 3).action.value == "fail"
         assert hospital.control.requests() == []
 
+    def test_a_night_without_a_key_fails_before_anything_is_read(self, hospital, monkeypatch):
+        hospital.xray()
+        monkeypatch.delenv("AIRFLOW_CONN_QURE_DEIDENTIFY_DEFAULT")
+
+        with pytest.raises(QureSettingsError, match="openssl rand -base64 32"):
+            hospital.plan()
+
     def test_two_patients_of_one_pseudonym_are_never_both_sent(self, hospital, monkeypatch):
         hospital.xray("x0", PatientID="SIM-1")
         hospital.xray("x1", PatientID="SIM-2")
