@@ -33,16 +33,23 @@ class StepIncompleteError(Exception):
         self.retry_after = max((wait for wait in waits if wait is not None), default=None)
 
 
+class NightUnresolvedError(Exception):
+    """The night's summary is written, and names something that needs somebody."""
+
+
 class QureRetryPolicy(RetryPolicy):
     """Retry what may succeed later, and nothing else.
 
-    A wrong setting and a refusal for good fail at once; an error that named a time to wait is retried after it.
+    A wrong setting, a refusal for good and a night that needs somebody fail at once; an error that named a time to wait
+    is retried after it.
     """
 
     def evaluate(
         self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
     ) -> RetryDecision:
         """Decide by the kind of the error; see the base class."""
+        if isinstance(exception, NightUnresolvedError):
+            return RetryDecision.fail(reason="it says what is so: see the message for what to do")
         if isinstance(exception, (QureSettingsError, QureRejectedError, IdentityPolicyError)):
             return RetryDecision.fail(reason="no retry can help: see the message for what to change")
         if isinstance(exception, StepIncompleteError) and not exception.can_retry:

@@ -17,6 +17,7 @@ from qure_provider.operators.base import QureOperator
 from qure_provider.operators.collect import DELIVER_SECONDS
 from qure_provider.operators.dry_run import ShowOnly, show_only_of
 from qure_provider.operators.troubles import tell_again, tell_of_missing, tell_of_troubles
+from qure_provider.retries import NightUnresolvedError
 from qure_provider.triggers.alerts import Paging, check_paging
 from qure_provider.triggers.results import run_facts
 
@@ -32,10 +33,6 @@ _NAMED = 20
 _NOT_DELIVERED = frozenset({"waiting", "sending", "in doubt", "held", "dead"})
 _STUCK = frozenset({"held", "dead"})
 _WHAT_NOW = "qure_redeliver goes on with what waits; 'airflow qure night' says why each is held or dead."
-
-
-class NightUnresolvedError(Exception):
-    """The night's summary is written, and names something that needs somebody."""
 
 
 class QureSummarizeOperator(QureOperator):
@@ -58,7 +55,6 @@ class QureSummarizeOperator(QureOperator):
         least_share_of_usual: The smallest share of the usual number of series (the median of the last 14 nights of this
             DAG, once there are three) that is not worth a warning; 0 for none.
         allow_empty: Whether a night without a single series is in order.
-        retries: Not repeated by default: it reports what is so.
         kwargs: See ``QureOperator``.
 
     Returns:
@@ -82,10 +78,9 @@ class QureSummarizeOperator(QureOperator):
         show_only: str | None = None,
         least_share_of_usual: float = 0.5,
         allow_empty: bool = False,
-        retries: int = 0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(retries=retries, **kwargs)
+        super().__init__(**kwargs)
         if not 0 <= least_share_of_usual <= 1:
             raise ValueError("least_share_of_usual must lie between 0 and 1")
         check_paging(notifiers, page_on)

@@ -104,7 +104,7 @@ class TestTheGroup:
 
     def test_retries_by_the_kind_of_the_error(self, dag):
         for task in dag.tasks:
-            if task.task_id.endswith(("plan", "upload", "compute", "collect")):
+            if task.task_id.endswith(("plan", "upload", "compute", "collect", "summarize")):
                 assert isinstance(task.retry_policy, QureRetryPolicy)
                 assert task.retries >= 2
 

@@ -4,7 +4,7 @@ import pytest
 from airflow.sdk.definitions.retry_policy import RetryAction
 
 from qure_provider.api.errors import QureRejectedError, QureSettingsError, QureTransientError
-from qure_provider.retries import QureRetryPolicy, StepIncompleteError
+from qure_provider.retries import NightUnresolvedError, QureRetryPolicy, StepIncompleteError
 from qure_provider.settings import IdentityPolicyError
 
 TRANSIENT = QureTransientError("the service failed")
@@ -23,7 +23,15 @@ def incomplete(*errors):
 
 
 @pytest.mark.parametrize(
-    "error", [SETTINGS, REJECTED, IdentityPolicyError("decide"), incomplete(REJECTED), incomplete(SETTINGS)]
+    "error",
+    [
+        SETTINGS,
+        REJECTED,
+        IdentityPolicyError("decide"),
+        NightUnresolvedError("needs somebody"),
+        incomplete(REJECTED),
+        incomplete(SETTINGS),
+    ],
 )
 def test_what_no_retry_can_mend_fails_at_once(error):
     assert decide(error).action is RetryAction.FAIL
