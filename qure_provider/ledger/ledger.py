@@ -210,10 +210,12 @@ class Ledger:
         folder: str,
         deadline: float,
         completeness: str,
+        planner: str = "",
     ) -> RunRow:
         """Record that a run begins, or find it again.
 
         A retry finds the deadline that the first try set. A clear by a person (``clear_number`` grew) sets a new one.
+        The last ``planner`` alone, a try of the plan's task, can record the plan.
 
         Returns:
             The run's row.
@@ -236,6 +238,7 @@ class Ledger:
                 connection.execute(insert(runs).values(dag_id=dag_id, run_id=run_id, group_id=group_id, **values))
             elif known["clear_number"] != clear_number:
                 connection.execute(update(runs).where(key).values(**values))
+            connection.execute(update(runs).where(key).values(planner=planner))
             return _run_row(connection.execute(select(runs).where(key)).mappings().one())
 
     def find_run(self, *, dag_id: str, run_id: str, group_id: str) -> RunRow | None:
@@ -352,14 +355,32 @@ class Ledger:
 
     # Planning
 
-    def assess(self, selected: Sequence[SelectedSeries], *, recompute: bool = False) -> list[PlannedSeries]:
+    def known_series(self, series_instance_uids: Iterable[str]) -> set[str]:
+        """Return which of these series had images that the service acknowledged."""
+        known: set[str] = set()
+        with self._engine.begin() as connection:
+            for chunk in _chunks(list(series_instance_uids)):
+                query = (
+                    select(resources.c.series_instance_uid)
+                    .join(acknowledged, acknowledged.c.resource_id == resources.c.id)
+                    .where(resources.c.series_instance_uid.in_(chunk))
+                    .distinct()
+                )
+                known.update(connection.scalars(query))
+        return known
+
+    def assess(
+        self, selected: Sequence[SelectedSeries], *, conn_id: str = "qure_default", recompute: bool = False
+    ) -> list[PlannedSeries]:
         """Compare what is to be sent with what is known, and record what is new.
 
-        A resource whose instances or whose study's identity differ from what was sent before becomes a new revision. A
-        part of a series does not: its result would take the place of the whole one's.
+        A resource whose instances or whose study's identity differ from what was sent before, or that was sent by
+        another connection, becomes a new revision. A part of a series does not: its result would take the place of the
+        whole one's.
 
         Args:
             selected: The series of this night.
+            conn_id: The Qure connection that they would be sent by.
             recompute: Whether to send again what an earlier run finished, and a part of what the service holds, too.
 
         Returns:
@@ -369,7 +390,7 @@ class Ledger:
         now = time.time()
         with self._engine.begin() as connection:
             study_ids = self._record_studies(connection, selected, now)
-            wanted = [_Wanted.of(entry, study_ids[_identity_key(entry.series.identity)]) for entry in selected]
+            wanted = [_Wanted.of(entry, study_ids[_identity_key(entry.series.identity)], conn_id) for entry in selected]
             refs = [item.ref.uid for group in wanted for item in group]
             latest = self._latest(connection, refs)
             shrunk = set() if recompute else self._shrunk(connection, wanted, latest)
@@ -411,6 +432,7 @@ class Ledger:
         batches_of_rows: Sequence[tuple[Route, str, Sequence[ResourceRow]]],
         done: Sequence[ResourceRow],
         counts: Mapping[str, Any],
+        planner: str = "",
     ) -> list[int]:
         """Record what the run answers for, in place of what an earlier try of its plan recorded.
 
@@ -419,11 +441,20 @@ class Ledger:
             batches_of_rows: For each batch its route, its manifest's path in the store and its resources.
             done: Resources that an earlier run finished.
             counts: What the plan counted, kept for the summary.
+            planner: Who began the run's plan last.
 
         Returns:
             The batches' ids, in order.
+
+        Raises:
+            LeaseLostError: If another try of the plan began since.
         """
         with self._engine.begin() as connection:
+            mine = connection.execute(
+                update(runs).where(runs.c.id == run.id, runs.c.planner == planner).values(planner=planner)
+            )
+            if not mine.rowcount:
+                raise LeaseLostError("Another try of the plan began since; it plans the night.")
             connection.execute(planned.delete().where(planned.c.run_id == run.id))
             connection.execute(batches.delete().where(batches.c.run_id == run.id))
             ids = []
@@ -594,6 +625,8 @@ class Ledger:
     def retract(self, instances: Iterable[tuple[int, str]]) -> None:
         """Record that the service does not hold these instances, whatever it said before; their resources are open.
 
+        Those that have their answer meanwhile, by another run, keep it.
+
         Args:
             instances: Pairs of resource id and SOPInstanceUID.
         """
@@ -601,7 +634,14 @@ class Ledger:
         for resource_id, uid in instances:
             gone.setdefault(resource_id, []).append(uid)
         with self._engine.begin() as connection:
+            answered = set(
+                connection.scalars(
+                    select(resources.c.id).where(resources.c.id.in_(gone), resources.c.outcome.in_(_FINISHED))
+                )
+            )
             for resource_id, uids in gone.items():
+                if resource_id in answered:
+                    continue
                 for chunk in _chunks(uids):
                     connection.execute(
                         acknowledged.delete().where(
@@ -611,9 +651,21 @@ class Ledger:
                 connection.execute(update(resources).where(resources.c.id == resource_id).values(uploaded_at=None))
 
     def mark_uploaded(self, resource_ids: Iterable[int]) -> None:
-        """Record that all instances of these resources are held by the service."""
+        """Record that all instances of these resources are held by the service, where nobody recorded it before."""
         now = time.time()
-        self._update(resource_ids, uploaded_at=now, outcome=None, reason="", updated_at=now)
+        self._update(
+            resource_ids, resources.c.uploaded_at.is_(None), uploaded_at=now, outcome=None, reason="", updated_at=now
+        )
+
+    def mark_not_uploaded(self, resource_ids: Iterable[int], reason: str) -> None:
+        """Record why not all instances of these resources could be sent, where nobody else has sent them meanwhile."""
+        self._update(
+            resource_ids,
+            resources.c.uploaded_at.is_(None),
+            outcome=Outcome.NOT_UPLOADED.value,
+            reason=reason,
+            updated_at=time.time(),
+        )
 
     def mark_computed(self, resource_ids: Iterable[int]) -> None:
         """Record that the service queued these series, or had done so."""
@@ -669,18 +721,24 @@ class Ledger:
         self._update([resource_id], doubt=doubt)
 
     def result_before_change(self, resource_id: int) -> str | None:
-        """Return where the last result of an older revision lies whose images were others than this one's.
+        """Return where the last result of an older revision lies whose images, study or patient were others.
 
         Returns:
             A folder, relative to the store's root; None where there is none.
         """
-        older = resources.alias()
+        older, study, older_study = resources.alias(), studies.alias(), studies.alias()
         query = (
             select(older.c.store_path)
             .join(resources, and_(resources.c.uid == older.c.uid, resources.c.revision > older.c.revision))
+            .join(study, study.c.id == resources.c.study_id)
+            .join(older_study, older_study.c.id == older.c.study_id)
             .where(
                 resources.c.id == resource_id,
-                older.c.fingerprint != resources.c.fingerprint,
+                or_(
+                    older.c.fingerprint != resources.c.fingerprint,
+                    older_study.c.study_instance_uid != study.c.study_instance_uid,
+                    older_study.c.patient_id != study.c.patient_id,
+                ),
                 older.c.store_path.is_not(None),
             )
             .order_by(older.c.revision.desc())
@@ -787,10 +845,10 @@ class Ledger:
                 for row in connection.execute(query.where(alerts.c.resource_id.in_(chunk)))
             }
 
-    def _update(self, resource_ids: Iterable[int], **values: Any) -> None:
+    def _update(self, resource_ids: Iterable[int], *conditions: Any, **values: Any) -> None:
         with self._engine.begin() as connection:
             for chunk in _chunks(list(resource_ids)):
-                connection.execute(update(resources).where(resources.c.id.in_(chunk)).values(**values))
+                connection.execute(update(resources).where(resources.c.id.in_(chunk), *conditions).values(**values))
 
     def _record_studies(self, connection: Connection, selected: Sequence[SelectedSeries], now: float) -> dict[str, int]:
         values = {
@@ -868,11 +926,12 @@ class _Wanted:
     ref: ResourceRef
     selected: SelectedSeries
     study_id: int
+    conn_id: str
     fingerprint: str
     instance_uids: frozenset[str]
 
     @classmethod
-    def of(cls, selected: SelectedSeries, study_id: int) -> list[_Wanted]:
+    def of(cls, selected: SelectedSeries, study_id: int, conn_id: str) -> list[_Wanted]:
         series = selected.series
         if selected.route is Route.XRAY:
             parts = [(ref, [instance]) for ref, instance in zip(selected.resources, series.instances, strict=True)]
@@ -883,6 +942,7 @@ class _Wanted:
                 ref,
                 selected,
                 study_id,
+                conn_id,
                 _digest(sorted((i.sop_instance_uid, i.size) for i in instances)),
                 frozenset(i.sop_instance_uid for i in instances),
             )
@@ -891,14 +951,19 @@ class _Wanted:
 
     def is_fewer_than(self, known: RowMapping) -> bool:
         is_held = known["uploaded_at"] is not None and known["outcome"] != Outcome.NOT_UPLOADED.value
-        return is_held and known["study_id"] == self.study_id and len(self.instance_uids) < known["instances"]
+        return is_held and self._is_of(known) and len(self.instance_uids) < known["instances"]
 
     def compare(self, known: RowMapping | None, *, recompute: bool) -> Why:
         if known is None:
             return Why.NEW
-        if known["fingerprint"] != self.fingerprint or known["study_id"] != self.study_id or recompute:
+        if known["fingerprint"] != self.fingerprint or not self._is_of(known) or recompute:
             return Why.REVISION
         return _why_known(known)
+
+    def _is_of(self, known: RowMapping) -> bool:
+        """Whether it is what was sent before, but for its images: the same study and series by the same connection."""
+        place = (self.study_id, self.conn_id, self.selected.series.series_instance_uid)
+        return place == (known["study_id"], known["conn_id"], known["series_instance_uid"])
 
     def values(self, *, revision: int, now: float) -> dict[str, Any]:
         series = self.selected.series
@@ -908,6 +973,7 @@ class _Wanted:
             "route": self.ref.route.value,
             "study_id": self.study_id,
             "series_instance_uid": series.series_instance_uid,
+            "conn_id": self.conn_id,
             "fingerprint": self.fingerprint,
             "modality": _storable(series.modality),
             "body_part": _storable(series.body_part),

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from qure_provider.store import Store
 
 OWED_DAYS = 7
+PLAN = "plan.json"
+"""What a run's folder says of its export."""
 
 
 class QurePlanOperator(QureOperator):
@@ -120,6 +122,7 @@ class QurePlanOperator(QureOperator):
         store = Store(root)
         store.sweep()
         dag_run = context["dag_run"]
+        planner = str(context["ti"].id)
         with Ledger.open(ledger_url(root), create=True) as ledger:
             # First of all, so that the summary of a plan that fails finds none and not the one before a clear.
             run = ledger.begin_run(
@@ -132,14 +135,16 @@ class QurePlanOperator(QureOperator):
                 folder=run_folder(night, dag_run.dag_id, dag_run.run_id, self.run_group),
                 deadline=time.time() + self.wait_seconds,
                 completeness=self.completeness or "not judged",
+                planner=planner,
             )
             sender_for(settings.identity_policy(self.identity_policy))
-            scanned, selection = self._read(export)
-            entries = ledger.assess(selection.selected, recompute=as_bool(self.recompute))
+            scanned, selection = self._read(export, ledger)
+            entries = ledger.assess(selection.selected, conn_id=self.qure_conn_id, recompute=as_bool(self.recompute))
             counts = _counts(scanned, selection, entries)
             counts["dry_run"] = show_only_of(self.show_only) is ShowOnly.UPLOAD
             _write_passed_over(store, run, [*scanned.passed_over, *selection.passed_over])
-            refs = self._divide(store, ledger, run, entries, export, counts)
+            store.write_json(f"{run.folder}/{PLAN}", {"export": export, "is_whole": not _as_list(self.files)})
+            refs = self._divide(store, ledger, run, entries, export, counts, planner)
         self.log.info(
             "Planned: files=%d series=%d resources=%d batches=%d quarantined=%d",
             counts["found"],
@@ -150,7 +155,7 @@ class QurePlanOperator(QureOperator):
         )
         return [ref.to_xcom() for ref in refs]
 
-    def _read(self, export: str) -> tuple[Scan, Selection]:
+    def _read(self, export: str, ledger: Ledger) -> tuple[Scan, Selection]:
         from qure_provider.dicom.scan import ScanLimits, scan, scan_files
         from qure_provider.dicom.select import SelectionRules, select
         from qure_provider.store import open_path
@@ -161,7 +166,8 @@ class QurePlanOperator(QureOperator):
         files = _as_list(self.files)
         limits = ScanLimits(files=settings.max_files(), header_bytes=settings.max_header_bytes())
         scanned = scan_files(folder, files, limits=limits) if files else scan(folder, limits=limits)
-        return scanned, select(scanned, SelectionRules.from_mapping(_as_mapping(self.selection)))
+        known = ledger.known_series(series.series_instance_uid for series in scanned.series)
+        return scanned, select(scanned, SelectionRules.from_mapping(_as_mapping(self.selection)), known)
 
     def _divide(
         self,
@@ -171,6 +177,7 @@ class QurePlanOperator(QureOperator):
         entries: list[PlannedSeries],
         export: str,
         counts: dict[str, Any],
+        planner: str,
     ) -> list[BatchRef]:
         from qure_provider.dicom.pack import pack_batches
         from qure_provider.ledger.ledger import Why
@@ -193,14 +200,14 @@ class QurePlanOperator(QureOperator):
         ]
         if self.catch_up:
             tonight = {row.uid for entry in entries for row in entry.rows}
-            parts += _owed(store, ledger, run, self.qure_conn_id, besides=tonight)
+            parts += _owed(store, ledger, run, self.qure_conn_id, counts, besides=tonight)
         counts["carried_over"] = sum(len(rows) for _, _, rows in parts) + len(done) - counts["resources"]
         recorded = []
         for number, (batch, export_root, rows) in enumerate(parts):
             manifest = f"{run.folder}/batch-{number:03d}.json"
             store.write_json(manifest, manifest_content(batch, export_root))
             recorded.append((batch.route, manifest, rows))
-        ids = ledger.replace_plan(run, batches_of_rows=recorded, done=done, counts=counts)
+        ids = ledger.replace_plan(run, batches_of_rows=recorded, done=done, counts=counts, planner=planner)
         return [
             BatchRef(
                 batch_id=batch_id,
@@ -223,10 +230,13 @@ def run_folder(night: str, dag_id: str, run_id: str, group_id: str) -> str:
 
 
 def _owed(
-    store: Store, ledger: Ledger, run: RunRow, conn_id: str, *, besides: set[str]
+    store: Store, ledger: Ledger, run: RunRow, conn_id: str, counts: dict[str, Any], *, besides: set[str]
 ) -> list[tuple[Batch, str, list[ResourceRow]]]:
-    """Return one batch a route and export of what earlier runs left; what is yet to be sent only if that is there."""
-    from qure_provider.dicom.manifest import load_batch
+    """Return one batch a route and export of what earlier runs left; what is yet to be sent only if that is there.
+
+    What is in a manifest that cannot be read is counted as lost.
+    """
+    from qure_provider.dicom.manifest import ManifestError, load_batch
     from qure_provider.dicom.model import Batch
     from qure_provider.store import open_path
 
@@ -234,12 +244,18 @@ def _owed(
     rows: dict[tuple[Route, str], list[ResourceRow]] = {}
     since = run.began_at - OWED_DAYS * 86_400
     for manifest, recorded in ledger.owed_manifests(conn_id=conn_id, since=since, besides=run.id).items():
-        content = store.read_json(manifest)
-        root = content["export_root"]
-        is_there = open_path(root).is_dir()
-        owed = [row for row in recorded if row.uid not in besides and (is_there or not row.is_to_be_sent)]
+        owed = [row for row in recorded if row.uid not in besides]
+        if not owed:
+            continue
+        try:
+            content = store.read_json(manifest)
+            root, batch = content["export_root"], load_batch(content["batch"])
+        except (FileNotFoundError, ValueError, KeyError, ManifestError):
+            counts["lost"] += [settings.short_ref(row.uid) for row in owed]
+            continue
+        if not open_path(root).is_dir():
+            owed = [row for row in owed if not row.is_to_be_sent]
         if owed:
-            batch = load_batch(content["batch"])
             wanted = {row.series_instance_uid for row in owed}
             rows.setdefault((batch.route, root), []).extend(owed)
             series.setdefault((batch.route, root), []).extend(
@@ -265,6 +281,7 @@ def _counts(scanned: Scan, selection: Selection, entries: list[PlannedSeries]) -
         "resources": sum(len(entry.rows) for entry in entries),
         "bytes": sum(item.series.size for item in selection.selected),
         "warnings": dict(sorted(Counter(_warnings(selection.selected)).items())),
+        "lost": [],
         "shrunk": [
             settings.short_ref(entry.selected.series.series_instance_uid) for entry in entries if entry.has_shrunk
         ],

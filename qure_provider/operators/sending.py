@@ -210,5 +210,9 @@ def instances_of(work: BatchWork, row: ResourceRow) -> list[Instance]:
     """Return a resource's instances as they were planned."""
     from qure_provider.api.model import Route
 
-    series = work.series_by_uid()[row.series_instance_uid].series
-    return [instance for instance in series.instances if row.route is Route.CT or instance.sop_instance_uid == row.uid]
+    return [
+        instance
+        for series in work.series_of(row.series_instance_uid)
+        for instance in series.instances
+        if row.route is Route.CT or instance.sop_instance_uid == row.uid
+    ]

@@ -16,6 +16,7 @@ from qure_provider.links import NightSummaryLink
 from qure_provider.operators.base import QureOperator
 from qure_provider.operators.collect import DELIVER_SECONDS
 from qure_provider.operators.dry_run import ShowOnly, show_only_of
+from qure_provider.operators.planned import problems_of_plan
 from qure_provider.operators.troubles import tell_again, tell_of_missing, tell_of_troubles
 from qure_provider.retries import NightUnresolvedError
 from qure_provider.triggers.alerts import Paging, check_paging
@@ -187,6 +188,7 @@ class QureSummarizeOperator(QureOperator):
             },
             problems=(
                 *self._problems(run, rows, alerts, usual),
+                *problems_of_plan(store, run),
                 *unusable,
                 *_undelivered(ledger.deliveries.of_run(run.id), deliveries),
             ),
@@ -211,12 +213,6 @@ class QureSummarizeOperator(QureOperator):
             problems.append("The night is empty: no series was selected. Did the PACS export anything?")
         elif usual and series < self.least_share_of_usual * usual:
             problems.append(f"Far fewer series than usual: {series}, where the median is {usual:g}.")
-        if run.counts["shrunk"]:
-            problems.append(
-                f"Fewer images than the service has of series {', '.join(run.counts['shrunk'][:_NAMED])}"
-                f"{', and others' * (len(run.counts['shrunk']) > _NAMED)}: nothing was sent, since the service does "
-                "not forget images. Their result is of all of them; 'recompute' has them computed again."
-            )
         is_shown_only = show_only_of(self.show_only) is ShowOnly.UPLOAD
         unresolved = [] if is_shown_only else [row for row in rows if not row.is_resolved or row.doubt]
         problems += [
@@ -225,6 +221,11 @@ class QureSummarizeOperator(QureOperator):
         ]
         if len(unresolved) > _NAMED:
             problems.append(f"And {len(unresolved) - _NAMED} more that are open or in doubt: see summary.json.")
+        if len(rows) > 1 and not is_shown_only and not unresolved and not any(row.folder for row in rows):
+            problems.append(
+                f"Not one of {len(rows)} resources has a result: do the connection's Source and the selection fit "
+                "what was exported?"
+            )
         if alerts["failed"]:
             problems.append(f"{alerts['failed']} alerts never got through: tell the people on duty.")
         return problems

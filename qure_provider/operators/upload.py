@@ -185,7 +185,8 @@ class QureUploadBatchOperator(QureOperator):
                     self._upload(work, todo, sender_for(policy), spool)
 
     def _upload(self, work: BatchWork, todo: list[ResourceRow], sender: Sender, spool: HeaderSpool) -> None:
-        from qure_provider.api.model import Outcome, Route
+        from qure_provider.api.errors import QureRejectedError
+        from qure_provider.api.model import Route
         from qure_provider.hooks.qure import QureHook
 
         work.ledger.pseudonyms.begin([row.id for row in todo], sender.key_id)
@@ -217,6 +218,7 @@ class QureUploadBatchOperator(QureOperator):
 
         with QureHook(self.qure_conn_id, operator=type(self).__name__) as hook:
             report = hook.upload(coming(), on_acknowledged=record)
+        work.check()
         self.log.info(
             "Uploaded: files=%d requests=%d bytes=%d failed=%d refused=%d",
             len(report.acknowledged),
@@ -241,7 +243,7 @@ class QureUploadBatchOperator(QureOperator):
         work.ledger.retract(gone)
         work.ledger.mark_uploaded(row_id for row_id in series if not missing[row_id] and row_id not in failures)
         for row_id, error in failures.items():
-            work.ledger.record_failure([row_id], Outcome.NOT_UPLOADED, f"upload: {error}")
+            work.ledger.mark_not_uploaded([row_id], f"upload: {error}")
         if failures:
             refs = {row.id: settings.short_ref(row.uid) for row in todo}
             raise StepIncompleteError(

@@ -7,6 +7,7 @@ import pydicom
 import pytest
 import requests
 from pipeline_kit import NIGHT, image, slices
+from pydicom.uid import generate_uid
 
 from qure_provider.emulator.model import Answer
 from qure_provider.ledger.ledger import LeaseLostError, Why
@@ -662,3 +663,140 @@ class TestARunsOwnFolder:
         folders = {run_folder(NIGHT, name, run_id, "group") for run_id in ("manual__1", "manual__2")}
         assert len(folders) == 2
         assert all(len(part) <= 160 for folder in folders for part in folder.split("/"))
+
+
+class TestWhatNobodyMayOverlook:
+    """What of the export was not sent, and would be green otherwise."""
+
+    def problem(self, hospital):
+        with pytest.raises(NightUnresolvedError) as failure:
+            hospital.summarize()
+        return str(failure.value)
+
+    def test_files_that_came_after_the_plan(self, hospital):
+        hospital.xray("a")
+        batches = hospital.plan()
+        hospital.xray("late", images=2)
+        hospital.process(batches)
+        assert "2 files came into the export after it was read" in self.problem(hospital)
+
+    def test_which_were_not_chosen_are_in_order(self, hospital):
+        hospital.xray("a")
+        batches = hospital.plan(files=["a/0.dcm"])
+        hospital.xray("late")
+        hospital.process(batches)
+        hospital.summarize()
+
+    def test_an_export_that_was_removed_since_is_in_order(self, hospital):
+        hospital.xray("a")
+        hospital.process(hospital.plan())
+        shutil.rmtree(hospital.export)
+        hospital.summarize()
+
+    def test_two_patients_under_one_study(self, hospital):
+        hospital.xray("good")
+        study = generate_uid()
+        hospital.xray("one", StudyInstanceUID=study, PatientID="SIM-1")
+        hospital.xray("two", StudyInstanceUID=study, PatientID="SIM-2")
+        hospital.process(hospital.plan())
+        assert "disagree about the patient" in self.problem(hospital)
+
+    def test_a_ct_series_with_an_unreadable_slice(self, hospital):
+        hospital.ct(count=20)
+        (hospital.export / "ct/9.dcm").write_bytes(b"")
+        hospital.xray("good")
+        hospital.process(hospital.plan())
+        assert "it would be sent incomplete" in self.problem(hospital)
+        assert hospital.sent() == 1
+
+    @pytest.mark.parametrize("outcome", ["unsupported", "invalid"])
+    def test_a_night_without_a_single_result(self, hospital, outcome):
+        for number in range(3):
+            (film,) = hospital.xray(str(number))
+            hospital.control.plan(film.SOPInstanceUID, outcome=outcome)
+        hospital.process(hospital.plan())
+        assert "Not one of 3 resources has a result" in self.problem(hospital)
+
+    def test_a_manifest_that_an_earlier_night_lost(self, hospital):
+        (film,) = hospital.xray("a")
+        hospital.control.plan(film.SOPInstanceUID, outcome="stuck")
+        hospital.process(hospital.plan(wait_seconds=0.2))
+        shutil.rmtree(next(hospital.root.glob("runs/*/*")))
+        hospital.new_run("scheduled__2")
+        hospital.xray("b")
+        hospital.process(hospital.plan(files=["b/0.dcm"]))
+        assert "lost what an earlier night planned" in self.problem(hospital)
+        assert [row.outcome for row in hospital.rows().values()] == ["ready"]
+
+
+class TestLateImagesOfAKnownSeries:
+    def test_are_sent_though_they_are_fewer_than_a_series_must_have(self, hospital):
+        images = slices(25)
+        for number, each in enumerate(images[:20]):
+            hospital.put(f"ct/{number}.dcm", each)
+        hospital.night()
+        shutil.rmtree(hospital.export)
+        for number, each in enumerate(images[20:]):
+            hospital.put(f"ct/late{number}.dcm", each)
+        hospital.new_run("scheduled__2")
+        (row,) = hospital.night()["resources"]
+        assert (row["revision"], row["outcome"]) == (2, "ready")
+        assert "25 images analysed" in row["impression"]
+
+
+class TestAnotherConnection:
+    def test_has_results_of_its_own(self, hospital, monkeypatch):
+        monkeypatch.setenv("AIRFLOW_CONN_PREPRODUCTION", os.environ["AIRFLOW_CONN_QURE_DEFAULT"])
+        (film,) = hospital.xray()
+        hospital.process(hospital.plan(qure_conn_id="preproduction"))
+        hospital.new_run("scheduled__2")
+        hospital.night()
+        row = hospital.rows()[film.SOPInstanceUID]
+        assert (row.revision, row.why, hospital.sent()) == (2, Why.REVISION, 2)
+
+
+class TestAnInstanceInAnotherSeries:
+    def test_is_sent_anew_and_stops_no_other(self, hospital):
+        (film,) = hospital.xray("a")
+        hospital.xray("b")
+        hospital.plan()
+        film.SeriesInstanceUID = generate_uid()
+        hospital.put("a/0.dcm", film)
+        hospital.new_run("scheduled__2")
+        for batch in hospital.plan(max_batches=2):
+            hospital.upload(batch)
+        assert all(row.uploaded_at for row in hospital.rows().values())
+
+
+class TestAnotherPatientUnderTheSameImageUid:
+    def test_does_not_get_the_first_ones_result(self, hospital):
+        """The service answers by UID; of a film with the same size nothing else differs."""
+        (film,) = hospital.xray("a", PatientID="SIM-1")
+        hospital.control.plan(film.SOPInstanceUID, findings=["pneumothorax"], kinds=["report_pdf"])
+        hospital.night()
+        film.PatientID = "SIM-2"
+        study = film.StudyInstanceUID
+        film.StudyInstanceUID = study[:-1] + ("1" if study[-1] != "1" else "2")
+        hospital.put("a/0.dcm", film)
+        hospital.new_run("scheduled__2")
+        hospital.process(hospital.plan(wait_seconds=0.5))
+        (row,) = hospital.rows().values()
+        assert (row.revision, "may predate" in row.doubt) == (2, True)
+
+
+class TestAnOrphanedPlan:
+    def test_leaves_the_night_to_the_try_that_came_after_it(self, hospital, monkeypatch):
+        hospital.xray()
+        real, batches = QurePlanOperator._divide, []
+
+        def overtaken(self, *arguments):
+            monkeypatch.setattr(QurePlanOperator, "_divide", real)
+            batches.extend(hospital.plan())
+            return real(self, *arguments)
+
+        monkeypatch.setattr(QurePlanOperator, "_divide", overtaken)
+        with pytest.raises(LeaseLostError, match="Another try of the plan began since"):
+            hospital.plan()
+        hospital.process(batches)
+        hospital.summarize()
+        assert hospital.summary()["outcomes"] == {"ready": 1}

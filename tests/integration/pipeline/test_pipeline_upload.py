@@ -5,11 +5,12 @@ from dataclasses import replace
 import pydicom
 import pytest
 from pipeline_kit import image
+from pydicom.uid import generate_uid
 
 from qure_provider.api.errors import QureSettingsError, QureTransientError
 from qure_provider.emulator.model import Answer, LicenseExpired, LoseFiles, Reset
 from qure_provider.hooks.qure import QureHook
-from qure_provider.hooks.upload import UploadFailure, UploadRun
+from qure_provider.hooks.upload import UploadFailure, UploadReport, UploadRun
 from qure_provider.ledger.ledger import LeaseLostError
 from qure_provider.operators.summarize import NightUnresolvedError
 from qure_provider.retries import QureRetryPolicy, StepIncompleteError
@@ -435,3 +436,70 @@ def test_an_image_of_another_kind_in_the_folder_is_not_sent(hospital):
     hospital.put("mr.dcm", image("MR", StudyInstanceUID=film.StudyInstanceUID))
     hospital.night()
     assert registered(hospital) == [film.SOPInstanceUID]
+
+
+class TestWhoComesSecond:
+    """An upload that ends after another one did the same work does not undo it."""
+
+    def overtaken(self, hospital, monkeypatch, meanwhile, ending):
+        real = QureHook.upload
+
+        def slow(hook, files, **arguments):
+            monkeypatch.setattr(QureHook, "upload", real)
+            meanwhile()
+            return ending(hook, list(files), arguments)
+
+        monkeypatch.setattr(QureHook, "upload", slow)
+
+    def test_an_orphan_whose_requests_failed(self, hospital, monkeypatch):
+        series = hospital.ct()[0].SeriesInstanceUID
+        (batch,) = hospital.plan()
+        self.overtaken(
+            hospital,
+            monkeypatch,
+            lambda: hospital.process([batch]),
+            lambda hook, files, _: UploadReport(
+                failed=tuple(UploadFailure(file, QureTransientError("reset")) for file in files)
+            ),
+        )
+        with pytest.raises(LeaseLostError):
+            hospital.upload(batch)
+        row = hospital.rows()[series]
+        with hospital.ledger() as ledger:
+            sent = ledger.sent_uids(row.identity.study_instance_uid)
+        assert (row.outcome, len(sent)) == ("ready", 11)
+
+    def test_another_run_of_the_same_night(self, hospital, monkeypatch):
+        series = hospital.ct()[0].SeriesInstanceUID
+        (one,) = hospital.plan()
+        first = hospital.run
+
+        def second_run():
+            hospital.new_run("manual__2")
+            hospital.night()
+            hospital.run = first
+
+        def go_on(hook, files, arguments):
+            return hook.upload(files, **arguments)
+
+        self.overtaken(hospital, monkeypatch, second_run, go_on)
+        hospital.process([one])
+        hospital.summarize()
+        row = hospital.rows()[series]
+        assert (row.outcome, row.is_resolved) == ("ready", True)
+
+
+def test_images_owed_from_two_nights_under_one_folder_are_all_sent(hospital):
+    study, series = generate_uid(), generate_uid()
+    films = [image("CR", StudyInstanceUID=study, SeriesInstanceUID=series) for _ in range(2)]
+    for number, film in enumerate(films):
+        hospital.new_run(f"scheduled__{number}")
+        hospital.put(f"x/{number}.dcm", film)
+        hospital.plan(files=[f"x/{number}.dcm"], catch_up=False)
+        with pytest.raises(NightUnresolvedError):
+            hospital.summarize()
+    hospital.new_run("scheduled__2")
+    hospital.xray("tonight")
+    hospital.night(files=["tonight/0.dcm"])
+    assert {row.outcome for row in hospital.rows().values()} == {"ready"}
+    assert {file.sop_instance_uid for file in hospital.control.received()} == set(hospital.rows())
