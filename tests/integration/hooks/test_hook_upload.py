@@ -407,3 +407,37 @@ def test_logs_and_errors_tell_nothing_of_the_patient_or_the_way_in(emulator, hoo
     )
     for secret in ("DOE", emulator.token, emulator.source, "/studies", *(file.sop_instance_uid for file in files)):
         assert secret not in told
+
+
+def test_files_are_prepared_while_others_are_sent(emulator, reconnect, exports):
+    files = exports.series(9)
+    asked = []
+
+    def coming():
+        for file in files:
+            asked.append(emulator.control.count(Kind.UPLOAD))
+            yield file
+
+    report = reconnect(max_request_bytes=130_000, parallel_uploads=1).upload(coming())
+
+    assert_all_arrived(emulator, report, files)
+    assert report.requests == 3
+    assert asked[0] == 0
+    assert asked[-1] > 0
+
+
+def test_nothing_more_is_prepared_for_a_service_that_stays_away(emulator, reconnect, exports):
+    files = exports.series(40)
+    for kind in (Kind.UPLOAD, Kind.RESULTS):
+        emulator.control.inject(Answer(kind=kind, status=503, times=None))
+    asked = []
+
+    def coming():
+        for file in files:
+            asked.append(file)
+            yield file
+
+    report = reconnect(max_request_bytes=130_000, parallel_uploads=1).upload(coming())
+
+    assert not report.acknowledged
+    assert {failure.file for failure in report.failed} == set(asked) < set(files)

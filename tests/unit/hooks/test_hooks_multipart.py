@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from qure_provider.api.errors import QureRejectedError, QureTransientError
 from qure_provider.hooks.connection import UploadDialect
 from qure_provider.hooks.multipart import BLOCK, CLOSING_SIZE, MultipartBody, OutgoingFileError, part_size
-from qure_provider.hooks.outgoing import FileVersion, OutgoingFile
+from qure_provider.hooks.outgoing import FileVersion, HeaderSpool, OutgoingFile
 
 
 def outgoing(path, content, *, header=b"", offset=0, size=None):
@@ -221,3 +221,21 @@ def test_a_file_that_changes_while_it_is_sent_ends_the_request_short(tmp_path):
     with pytest.raises(OutgoingFileError, match="changed since it was planned"):
         list(blocks)
     assert body.sent < len(body)
+
+
+def test_a_new_header_comes_from_disk_and_what_follows_the_pixels_stays_here(tmp_path):
+    path = tmp_path / "image"
+    path.write_bytes(b"old header" + b"pixels" * BLOCK + b"a signature that names somebody")
+    version = FileVersion(path.stat().st_size, path.stat().st_mtime)
+    with HeaderSpool() as spool:
+        spool.keep(b"another's header")
+        header = spool.keep(b"new header of other length")
+        size = len(header) + 6 * BLOCK
+        file = OutgoingFile("1.2.3", "1.2", str(path), size, header, len(b"old header"), version)
+        body = MultipartBody([file, file], UploadDialect.FORM_DATA)
+
+        _, wrapped = parts(body)
+
+    assert [part.get_content() for part in wrapped] == [b"new header of other length" + b"pixels" * BLOCK] * 2
+    assert body.sent == len(body)
+    assert b"names somebody" not in repr(file).encode()
