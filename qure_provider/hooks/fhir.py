@@ -28,9 +28,11 @@ from qure_provider.reports.fhir import (
     FhirOptions,
     Part,
     Resource,
+    as_object,
     document_part,
     in_error,
     is_in_error,
+    objects,
     report_parts,
     resolved,
     revision_of,
@@ -355,9 +357,9 @@ class FhirHook(BaseHook):
 
     def _observations(self, held: Resource, kept: Set[str]) -> Iterator[tuple[Placed, Resource]]:
         """A report's observations on the server that are ours, but for those with a number that is kept."""
-        for reference in held.get("result", ()):
+        for reference in objects(held.get("result")):
             placed = Placed.from_location(str(reference.get("reference", "")))
-            if placed is None or (reference.get("identifier") or {}).get("value") in kept:
+            if placed is None or str(as_object(reference.get("identifier")).get("value")) in kept:
                 continue
             observation = self._server.read("Reading an observation", placed)
             if observation and _numbers(observation) and kept.isdisjoint(_numbers(observation)):
@@ -441,13 +443,13 @@ def _numbers(resource: Resource) -> set[str]:
     """The numbers that make a resource an observation of ours."""
     return {
         str(identifier.get("value"))
-        for identifier in resource.get("identifier", ())
+        for identifier in objects(resource.get("identifier"))
         if resource["resourceType"] == "Observation" and identifier.get("system") == PART_SYSTEM
     }
 
 
 def _check_may_replace(held: Resource, report: StudyReport, patient: str) -> None:
-    subject = Placed.from_location(str((held.get("subject") or {}).get("reference", "")))
+    subject = Placed.from_location(str(as_object(held.get("subject")).get("reference", "")))
     if subject is None or subject.reference != patient:
         raise PatientNotFoundError(
             "The server has this report on another patient's record. Take it back there, or have the records mended."

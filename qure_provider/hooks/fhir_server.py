@@ -15,7 +15,7 @@ import requests
 from qure_provider.hooks.fhir_connection import FhirMode
 from qure_provider.hooks.receiver import ReceiverRefusedError, ReceiverSettingsError, ReceiverUnavailableError
 from qure_provider.hooks.web import Answer, WebSession, refusal
-from qure_provider.reports.fhir import Resource
+from qure_provider.reports.fhir import Resource, as_object, objects
 
 MEDIA_TYPE = "application/fhir+json"
 
@@ -76,7 +76,7 @@ class Placed:
     def from_resource(cls, resource: Mapping[str, Any]) -> Placed | None:
         """Read a resource's own type, id and version; None where it has no id."""
         found = cls.from_location(f"{resource.get('resourceType')}/{resource.get('id')}")
-        version = (resource.get("meta") or {}).get("versionId", "")
+        version = as_object(resource.get("meta")).get("versionId", "")
         return cls(found.kind, found.id, str(version)) if found and resource.get("id") else None
 
 
@@ -111,9 +111,9 @@ class Capabilities:
     @classmethod
     def of(cls, statement: Mapping[str, Any]) -> Capabilities:
         """Read a CapabilityStatement."""
-        rest = next((rest for rest in _dicts(statement.get("rest")) if rest.get("mode") == "server"), {})
+        rest = next((rest for rest in objects(statement.get("rest")) if rest.get("mode") == "server"), {})
         resources = {}
-        for resource in _dicts(rest.get("resource")):
+        for resource in objects(rest.get("resource")):
             flags = {flag for flag in ("conditionalCreate", "conditionalUpdate") if resource.get(flag) is True}
             resources[str(resource.get("type"))] = frozenset(flags | _codes(resource.get("interaction")))
         return cls(str(statement.get("fhirVersion", "")), "transaction" in _codes(rest.get("interaction")), resources)
@@ -181,10 +181,11 @@ class FhirServer:
         bundle = self._content(what, answer, "Bundle")
         resources = (
             entry["resource"]
-            for entry in _dicts(bundle.get("entry"))
-            if isinstance(entry.get("resource"), dict) and (entry.get("search") or {}).get("mode", "match") == "match"
+            for entry in objects(bundle.get("entry"))
+            if isinstance(entry.get("resource"), dict)
+            and as_object(entry.get("search")).get("mode", "match") == "match"
         )
-        is_all = all(link.get("relation") != "next" for link in _dicts(bundle.get("link")))
+        is_all = all(link.get("relation") != "next" for link in objects(bundle.get("link")))
         return Found(tuple(resource for resource in resources if resource.get("resourceType") == kind), is_all)
 
     def read(self, what: str, placed: Placed) -> Resource | None:
@@ -211,7 +212,7 @@ class FhirServer:
         if answer.status in _TRANSACTION_REFUSALS:
             raise TransactionRefusedError(str(refusal(what, answer.status, _said(answer.json))))
         content = self._content(what, self._checked(what, answer), "Bundle")
-        responses = [entry.get("response") or {} for entry in _dicts(content.get("entry"))]
+        responses = [as_object(entry.get("response")) for entry in objects(content.get("entry"))]
         for response in responses:
             status = str(response.get("status", ""))[:3]
             if not status.startswith("2"):
@@ -264,7 +265,7 @@ class FhirServer:
     ) -> Answer:
         sent = {"Accept": MEDIA_TYPE, **(headers or {})}
         if resource is not None:
-            options["data"] = json.dumps(resource, ensure_ascii=False, allow_nan=False).encode()
+            options["data"] = json.dumps(resource, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
             sent["Content-Type"] = MEDIA_TYPE
         return self._session().ask(what, method, path, headers=sent, **options)
 
@@ -295,17 +296,18 @@ def _said(outcome: Any) -> str:
 
 
 def _issues(outcome: Mapping[str, Any]) -> Iterator[str]:
-    for issue in _dicts(outcome.get("issue")):
-        if issue.get("severity") not in {"fatal", "error"} or issue.get("code") not in _ISSUE_CODES:
+    for issue in objects(outcome.get("issue")):
+        code = str(issue.get("code"))
+        if issue.get("severity") not in ("fatal", "error") or code not in _ISSUE_CODES:
             continue
-        places = [*(issue.get("expression") or ()), *(issue.get("location") or ())]
+        places = [place for name in ("expression", "location") for place in _listed(issue.get(name))]
         known = [place for place in places if isinstance(place, str) and _PLACE.fullmatch(place)]
-        yield f"{issue['code']} at {known[0]}" if known else str(issue["code"])
+        yield f"{code} at {known[0]}" if known else code
 
 
-def _dicts(value: Any) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _codes(interactions: Any) -> set[str]:
-    return {str(interaction.get("code")) for interaction in _dicts(interactions)}
+    return {str(interaction.get("code")) for interaction in objects(interactions)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -163,9 +164,9 @@ class Answer:
 
     @property
     def json(self) -> Any:
-        """The body as JSON; None where it is none."""
+        """The body as JSON; None where it is none, as with a number that JSON does not know (NaN, infinities)."""
         try:
-            return json.loads(self.body)
+            return json.loads(self.body, parse_constant=_finite, parse_float=_finite)
         except (ValueError, RecursionError):
             return None
 
@@ -366,6 +367,13 @@ def within_test_time(verdict: Callable[[], tuple[bool, str]]) -> tuple[bool, str
     if not verdicts:
         return False, f"No whole answer within {TEST_SECONDS:.0f} seconds. Check base URL, proxies and firewall."
     return verdicts[0]
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("no number of JSON")
+    return number
 
 
 def _basic(login: str, secret: str) -> str:

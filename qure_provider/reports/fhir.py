@@ -59,6 +59,7 @@ _MEANING_CODES: Final = {
     Meaning.NO_FINDING: "no-finding-of-this-product",
     Meaning.UNKNOWN: "unknown",
 }
+_REVISION_DIGITS: Final = 18
 _KINDS: Final = {
     "triage": "AI triage word",
     "meaning": "AI triage meaning",
@@ -197,6 +198,16 @@ def transaction(parts: Iterable[Part], known: Mapping[str, str], replacements: M
     return {"resourceType": "Bundle", "type": "transaction", "entry": entries}
 
 
+def as_object(value: Any) -> Resource:
+    """Return a JSON object as it is, and an empty one in place of whatever else a server may have put there."""
+    return value if isinstance(value, dict) else {}
+
+
+def objects(value: Any) -> list[Resource]:
+    """Return the objects of a JSON list; whatever else a server may have put there is passed over."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
 def resolved(value: Any, known: Mapping[str, str]) -> Any:
     """Return a copy of a resource, with references replaced by those that the server gave.
 
@@ -224,9 +235,10 @@ def revision_of(resource: Resource, key: str) -> int | None:
     Returns:
         The revision; None where it is not ours or does not say.
     """
-    for identifier in resource.get("identifier", ()):
+    for identifier in objects(resource.get("identifier")):
         number, _, revision = str(identifier.get("value", "")).rpartition(".")
-        if identifier.get("system") == REVISION_SYSTEM and number == key and revision.isdecimal():
+        is_ours = identifier.get("system") == REVISION_SYSTEM and number == key
+        if is_ours and revision.isdecimal() and len(revision) <= _REVISION_DIGITS:
             return int(revision)
     return None
 

@@ -47,6 +47,6 @@ def contradiction(patient: dict[str, Any], identity: Identity) -> str:
     if born and stated and not stated.startswith(born):
         return "its record has another birth date"
     sex = _SEXES.get(identity.sex.strip().upper())
-    if sex and patient.get("gender") in set(_SEXES.values()) - {sex}:
+    if sex and str(patient.get("gender")) in set(_SEXES.values()) - {sex}:
         return "its record has another sex"
     return ""

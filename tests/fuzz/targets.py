@@ -11,11 +11,15 @@ from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import urlencode
 
 import data_store
 import pydicom
 from pydicom.data import data_manager, get_testdata_file
+from requests.structures import CaseInsensitiveDict
+from support import fhir_reports
 from support.emulated_results import emulated
+from support.fhir_server import FhirServer
 from support.hl7_reader import Message
 
 from fuzz.mutations import damaged, damaged_json, nudged, written
@@ -36,10 +40,14 @@ from qure_provider.dicom.refusal import DeidentifyError
 from qure_provider.dicom.scan import ScanLimits, scan
 from qure_provider.dicom.select import SelectionRules, select
 from qure_provider.dicom.verify import Contradiction, verify_object
+from qure_provider.hooks.fhir import FhirHook
+from qure_provider.hooks.fhir_connection import FhirConnection
 from qure_provider.hooks.mllp_answer import Answer
-from qure_provider.hooks.receiver import DeliveryInDoubtError
+from qure_provider.hooks.receiver import DeliveryInDoubtError, ReceiverError
 from qure_provider.hooks.storing import OutgoingObject
 from qure_provider.hooks.stow import read_answer
+from qure_provider.hooks.web import Answer as WebAnswer
+from qure_provider.hooks.web import WebConnection
 from qure_provider.reports.fhir import FhirOptions, document_part, report_parts
 from qure_provider.reports.hl7 import Hl7ContentError, build_oru
 from qure_provider.reports.hl7_fields import Hl7Fields, Hl7SettingsError, Hl7Version, ProcessingId
@@ -401,6 +409,42 @@ def acks(rng):
     return "accepted" if answer.code in {"AA", "CA"} else "read"
 
 
+class DamagedLine:
+    """A line to a strict FHIR server whose answers arrive damaged now and then."""
+
+    def __init__(self, server, rng):
+        self._server, self._rng = server, rng
+
+    def ask(self, what, method, path, *, headers, data=b""):
+        body = urlencode(data).encode() if isinstance(data, dict) else data
+        try:
+            status, said, content = self._server.answer(method, f"/fhir/{path}", headers, body)
+        except Exception:  # what it gave out damaged, it may get back
+            status, said, content = 500, {}, b""
+        if self._rng.random() < 0.35:
+            content = written(self._rng, damaged_json(self._rng, json.loads(content or b"null")))
+            said = {name: self._rng.choice((value, "", "x/y", "Patient/../..", "\xff")) for name, value in said.items()}
+            status = self._rng.choice((status, status, status, 200, 412, 500, 999))
+        return WebAnswer(status, CaseInsensitiveDict(said), content)
+
+
+def ehr(rng):
+    """A report is put, found and taken back, whatever the server's answers look like."""
+    server = FhirServer()
+    server.admit(fhir_reports.SYSTEM, fhir_reports.IDENTITY.patient_id)
+    hook = FhirHook()
+    web = WebConnection("ehr", "http://127.0.0.1/fhir/")
+    hook.__dict__["connection"] = FhirConnection(web, patient_system=fhir_reports.SYSTEM)
+    hook._session = DamagedLine(server, rng)
+    report, came = fhir_reports.a_report(), []
+    for act in (hook.submit, hook.find, hook.withdraw):
+        try:
+            came.append("done" if act(report) else "nothing")
+        except ReceiverError as error:
+            came.append(_quietly(error))
+    return ", ".join(came)
+
+
 def _referenced(reason):
     return {"00081150": {"vr": "UI", "Value": ["1.2"]}, "00081155": {"vr": "UI", "Value": ["1.2.3"]}, **reason}
 
@@ -459,6 +503,6 @@ TARGETS = {
     run.__name__: Target(partial(_without_warnings, run), share)
     for run, share in (
         *((headers, 50), (exports, 2), (deidentified, 5), (objects, 4), (uploads, 8), (computes, 4), (results, 12)),
-        *((reports, 5), (acks, 5), (stores, 3), (files, 2)),
+        *((reports, 5), (ehr, 2), (acks, 5), (stores, 3), (files, 2)),
     )
 }

@@ -6,7 +6,7 @@ import pytest
 from fuzz import __main__ as program
 from fuzz.targets import TARGETS, Target
 
-FEW = {"objects": 40, "exports": 40, "reports": 150, "headers": 1000}
+FEW = {"ehr": 25, "objects": 40, "exports": 40, "reports": 150, "headers": 1000}
 
 
 @pytest.mark.parametrize("name", TARGETS)
