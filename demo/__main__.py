@@ -9,7 +9,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
@@ -23,7 +23,7 @@ from rich.console import Console
 from demo import checks
 from demo.airflow import USER, AirflowStack
 from demo.export import WHAT_IT_IS, ExportFacts, make_export
-from demo.hospital import Hospital, start_hospital
+from demo.hospital import NOTIFIERS, Hospital, start_hospital
 from demo.processes import Processes, are_running, end_sessions, load_leaders, signals_as_exit
 from demo.report import Progress, make_console, make_rows, print_rows
 from demo.service import Service, plan_findings, start_service
@@ -39,6 +39,7 @@ ZONE = ZoneInfo("Asia/Kolkata")  # where 02:00 is still the day before in UTC
 NIGHTLY = clock(2)
 PROCESSING_SECONDS = 5.0
 QUIET_SECONDS = 5
+OK = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,7 @@ def _run(layout: Layout, processes: Processes, options: argparse.Namespace) -> b
     plan_findings(service, facts.resources, known_as)
     hospital = start_hospital(processes, layout.build / "hospital", facts.patients)
     archive = "Orthanc" if hospital.orthanc_url else "a stand-in for an archive"
-    progress.say(f"The SIMULATED hospital listens: {archive}, a RIS (HL7) and an EHR (FHIR)")
+    progress.say(f"The SIMULATED hospital listens: {archive}, a RIS (HL7), an EHR (FHIR) and mail")
     airflow.wait_ready(dag_ids=[DAG_ID])
     progress.say(f"Airflow is ready: {airflow.url}, user {USER}, password {airflow.password}")
     airflow.api.add_connection(
@@ -201,7 +202,13 @@ def _run(layout: Layout, processes: Processes, options: argparse.Namespace) -> b
         if options.identified
         else checks.check_deidentified_requests(facts, service.control, known_as)
     )
-    passed = _conclude(console, layout, facts, service, hospital, state, sent)
+    computed = {request.uid: request.at for request in service.control.requests(Kind.COMPUTE) if request.status == OK}
+    had = {
+        each.uid: computed[known_as(each.uid)] + PROCESSING_SECONDS
+        for each in facts.resources
+        if known_as(each.uid) in computed
+    }
+    passed = _conclude(console, layout, facts, service, hospital, state, sent, had)
     if options.keep:
         for line in (
             f"Left running. Airflow's UI: {airflow.url} user: {USER} password: {airflow.password}",
@@ -217,9 +224,11 @@ def _settings(layout: Layout, *, identified: bool) -> dict[str, str]:
     return {
         "AIRFLOW__QURE__EXPORT_ROOT": str(layout.exports),
         "AIRFLOW__QURE__STORE_ROOT": str(layout.store),
+        "AIRFLOW__QURE__ALLOW_QUARANTINED": "True",
         "AIRFLOW__QURE__IDENTITY_POLICY": "identified" if identified else "deidentify",
         "AIRFLOW__QURE__TIMEZONE": ZONE.key,
         "AIRFLOW__QURE__DELIVER_TO": "pacs ris ehr",
+        "AIRFLOW__QURE__NOTIFIERS": json.dumps(NOTIFIERS),
     }
 
 
@@ -243,31 +252,35 @@ def _conclude(
     hospital: Hospital,
     state: str,
     sent: Iterable[str],
+    had: Mapping[str, float],
 ) -> bool:
     """Print and write what came of the night; returns whether it is all that there should be.
 
-    ``sent`` is what is wrong with what reached the service.
+    ``sent`` is what is wrong with what reached the service, and ``had`` when it had each result that is computed.
     """
     run = checks.read_run(layout.store, facts.night)
     results = checks.stored_results(layout.store)
-    arrived = hospital.arrived()
+    arrived, mails = hospital.arrived(), hospital.mails()
+    alerts = checks.alert_times(results, run.keys, layout.store, had, mails)
     problems = [
         *([] if state == "success" else [f"the run is {state}"]),
         *checks.check_run(facts, run),
         *checks.check_results(facts, results),
         *sent,
         *checks.check_arrived(results, arrived),
+        *checks.check_alerts(results, alerts, mails),
     ]
-    rows = make_rows(facts, results, layout.store, run.keys)
+    rows = make_rows(facts, results, layout.store, run.keys, alerts)
     print_rows(console, rows)
-    sums = run.sums
+    sums, slowest = run.sums, max(alerts.values(), default=0.0)
     outcomes = ", ".join(f"{number} {outcome}" for outcome, number in sorted(run.outcomes.items()))
-    requests = {kind.value: service.control.count(kind) for kind in Kind}
+    asked = {kind.value: service.control.count(kind) for kind in Kind}
     for line in (
         f"Files: {sums['found']} found = " + " + ".join(f"{sums[fate.value]} {fate.value}" for fate in Fate),
         f"Results: {len(facts.resources)} expected, {sum(run.outcomes.values())} accounted for: {outcomes}",
-        "Requests that the emulator saw: " + ", ".join(f"{number} {kind}" for kind, number in requests.items()),
+        "Requests that the emulator saw: " + ", ".join(f"{number} {kind}" for kind, number in asked.items()),
         "What arrived at the hospital: {pacs} DICOM objects, {ris} HL7 messages, {ehr} FHIR reports".format(**arrived),
+        f"Urgent results that people got mail of: {len(alerts)}; the latest {slowest:.1f} s after the service had it",
         f"The store: {layout.store}",
         f"The night's page: {run.page}",
         *(f"Not as it should be: {problem}" for problem in problems),
@@ -283,8 +296,9 @@ def _conclude(
         "run": state,
         "sums": sums,
         "outcomes": run.outcomes,
-        "requests": requests,
+        "requests": asked,
         "arrived": arrived,
+        "alerts_after_seconds": sorted(alerts.values()),
         "results": [asdict(row) for row in rows],
         "store": str(layout.store),
         "page": str(run.page),

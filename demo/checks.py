@@ -17,6 +17,7 @@ from typing import Any
 import pydicom
 
 from demo.export import ExpectedResource, ExportFacts
+from demo.hospital import Mail
 from qure_provider.api.model import Route
 from qure_provider.dicom.model import Fate
 from qure_provider.emulator.control import EmulatorControl
@@ -123,6 +124,59 @@ def check_arrived(results: Sequence[StoredResult], arrived: Mapping[str, int]) -
     for who, expected in (("pacs", objects), ("ris", reports), ("ehr", reports)):
         if arrived[who] != expected:
             yield f"{who} has {arrived[who]} of the {expected} that it should have"
+
+
+ALERT_SECONDS = 70.0
+"""One poll interval, at its longest, and 10 seconds."""
+
+
+def alert_times(
+    results: Sequence[StoredResult],
+    keys: Mapping[str, str],
+    store: Path,
+    had: Mapping[str, float],
+    mails: Sequence[Mail],
+) -> dict[str, float]:
+    """Tell how long after the service had an urgent result people were told of it.
+
+    Args:
+        results: What lies in the store.
+        keys: Folder of a result, relative to the store, to its study's pseudonymous key.
+        store: The store's root.
+        had: When the service had a result, by what it is asked by, in seconds since the epoch.
+        mails: What people got.
+
+    Returns:
+        Seconds, by what the result is asked by; without those that nobody was told of.
+    """
+    times = {}
+    for result in results:
+        key = keys.get(result.folder.relative_to(store).as_posix(), "unknown")
+        told = [mail.at for mail in mails if key in mail.text]
+        if result.content["meaning"] == "urgent" and told and result.uid in had:
+            times[result.uid] = min(told) - had[result.uid]
+    return times
+
+
+def check_alerts(results: Sequence[StoredResult], times: Mapping[str, float], mails: Sequence[Mail]) -> Iterator[str]:
+    """Compare whom was told of what with what was urgent.
+
+    Args:
+        results: What lies in the store.
+        times: From ``alert_times``.
+        mails: What people got.
+
+    Yields:
+        What is wrong, in words.
+    """
+    urgent = [result.uid for result in results if result.content["meaning"] == "urgent"]
+    if len(mails) != len(urgent):
+        yield f"{len(mails)} alerts came of {len(urgent)} urgent results"
+    for uid in urgent:
+        if uid not in times:
+            yield "nobody was told of an urgent result"
+        elif times[uid] > ALERT_SECONDS:
+            yield f"an alert came {times[uid]:.0f} s after the service had the result"
 
 
 def check_run(facts: ExportFacts, run: RunRecord) -> Iterator[str]:

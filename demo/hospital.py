@@ -1,7 +1,9 @@
-"""The SIMULATED hospital that the demo delivers to: an archive, a RIS and an EHR on this machine."""
+"""The SIMULATED hospital that the demo delivers to: an archive, a RIS, an EHR and people's mail on this machine."""
 
 from __future__ import annotations
 
+import email
+import email.policy
 import json
 import os
 import shutil
@@ -19,6 +21,18 @@ from demo.processes import Processes
 ROOT = Path(__file__).resolve().parent.parent
 PATIENT_SYSTEM = "urn:simulated:patients"
 AE_TITLE = "ARCHIVE"
+NOTIFIERS = [
+    {
+        "path": "airflow.providers.smtp.notifications.smtp.SmtpNotifier",
+        "kwargs": {
+            "smtp_conn_id": "mail",
+            "to": "duty@hospital.example",
+            "subject": "AI result: {{ alert.meaning }}, study {{ alert.study_ref }}",
+            "html_content": "{{ alert.text }}",
+        },
+    }
+]
+"""What ``[qure] notifiers`` says, so that the people on duty get a mail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +44,7 @@ class Hospital:
         archive_port: The archive's DICOM port.
         orthanc_url: Orthanc's web address, where it is installed; empty where our own archive stands in.
         ris_port: The RIS's MLLP port.
+        mail_port: The mail server's SMTP port.
         ehr_url: The EHR's FHIR base URL.
     """
 
@@ -37,6 +52,7 @@ class Hospital:
     archive_port: int
     orthanc_url: str
     ris_port: int
+    mail_port: int
     ehr_url: str
 
     @property
@@ -56,6 +72,12 @@ class Hospital:
                 "host": self.ehr_url,
                 "extra": {"patient_identifier_system": PATIENT_SYSTEM},
             },
+            "mail": {
+                "conn_type": "smtp",
+                "host": local,
+                "port": self.mail_port,
+                "extra": {"disable_ssl": True, "disable_tls": True, "from_email": "airflow@hospital.example"},
+            },
         }
 
     def arrived(self) -> dict[str, int]:
@@ -69,6 +91,23 @@ class Hospital:
             "ris": len(list((self.folder / "ris").glob("*.hl7"))),
             "ehr": len(_get(f"{self.ehr_url}DiagnosticReport").get("entry", [])),
         }
+
+    def mails(self) -> list[Mail]:
+        """Every mail that came, in order."""
+        return [Mail(float(path.stem), _text(path)) for path in sorted((self.folder / "mail").glob("*.eml"))]
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """A mail that came.
+
+    Attributes:
+        at: When, in seconds since the epoch.
+        text: What it says.
+    """
+
+    at: float
+    text: str
 
 
 def start_hospital(processes: Processes, folder: Path, patients: Iterable[str], *, timeout: float = 60) -> Hospital:
@@ -106,7 +145,9 @@ def start_hospital(processes: Processes, folder: Path, patients: Iterable[str], 
         settings.write_text(json.dumps(_orthanc(folder / "orthanc", archive_port, web_port)), encoding="utf-8")
         processes.start("orthanc", [program, str(settings)], env=os.environ, cwd=folder)
         _wait(lambda: _listens(web_port) and _listens(archive_port), deadline, "Orthanc")
-    return Hospital(folder, archive_port, orthanc_url, ports["ris"], f"http://127.0.0.1:{ehr_port}/fhir/")
+    return Hospital(
+        folder, archive_port, orthanc_url, ports["ris"], ports["mail"], f"http://127.0.0.1:{ehr_port}/fhir/"
+    )
 
 
 def _orthanc(folder: Path, archive_port: int, web_port: int) -> dict[str, Any]:
@@ -123,6 +164,12 @@ def _orthanc(folder: Path, archive_port: int, web_port: int) -> dict[str, Any]:
         "DicomAlwaysAllowFind": True,
         "DicomAlwaysAllowEcho": True,
     }
+
+
+def _text(path: Path) -> str:
+    message = email.message_from_bytes(path.read_bytes(), policy=email.policy.default)
+    body = message.get_body(("html", "plain"))
+    return f"{message['Subject']}\n{body.get_content() if body else ''}".strip()
 
 
 def _wait(condition: Any, deadline: float, who: str) -> None:

@@ -1,4 +1,4 @@
-"""``python -m demo.receivers``: a SIMULATED hospital's archive (C-STORE) and RIS (HL7 over MLLP) on loopback.
+"""``python -m demo.receivers``: a SIMULATED hospital's archive (C-STORE), RIS (MLLP) and mail (SMTP) on loopback.
 
 Each keeps what it gets as files, so that anybody can look at what arrived.
 """
@@ -10,6 +10,8 @@ import contextlib
 import json
 import socketserver
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, StoragePresentationContexts, evt
@@ -79,13 +81,52 @@ def _accept(message: bytes, folder: Path) -> bytes:
     return answer % (control_id, control_id)
 
 
+def start_mail(folder: Path) -> int:
+    """Start a mail server that keeps each message, named by the second in which it came.
+
+    Args:
+        folder: Where they go.
+
+    Returns:
+        Its port.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self._say("220 SIMULATED")
+            with contextlib.suppress(OSError):
+                while line := self.rfile.readline():
+                    command = line.strip().upper()
+                    if command == b"DATA":
+                        self._say("354 go on")
+                        _keep_mail(folder, iter(self.rfile.readline, b".\r\n"))
+                    self._say("221 bye" if command == b"QUIT" else "250 SIMULATED")
+                    if command == b"QUIT":
+                        return
+
+        def _say(self, line: str) -> None:
+            self.wfile.write(f"{line}\r\n".encode())
+
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return int(server.server_address[1])
+
+
+def _keep_mail(folder: Path, lines: Iterator[bytes]) -> None:
+    content = b"".join(lines)
+    (folder / f"{time.time():.3f}.eml").write_bytes(content)
+
+
 def main() -> None:
-    """Run both until ended, and say where they listen in a file."""
+    """Run all of them until ended, and say where they listen in a file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="for what arrives")
-    parser.add_argument("--port-file", type=Path, required=True, help="gets both ports as JSON")
+    parser.add_argument("--port-file", type=Path, required=True, help="gets their ports as JSON")
     options = parser.parse_args()
-    ports = {"archive": start_archive(options.folder / "archive"), "ris": start_ris(options.folder / "ris")}
+    starts = {"archive": start_archive, "ris": start_ris, "mail": start_mail}
+    ports = {name: start(options.folder / name) for name, start in starts.items()}
     unfinished = options.port_file.with_suffix(".part")
     unfinished.write_text(json.dumps(ports), encoding="utf-8")
     unfinished.rename(options.port_file)

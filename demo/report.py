@@ -40,6 +40,7 @@ class Row:
         triage: The service's word.
         meaning: What it says on this route.
         impression: The report's conclusion.
+        alert: After how many seconds people were told of it, where they were.
         written: How many files of which kind.
         where: The folder, relative to the store.
     """
@@ -50,6 +51,7 @@ class Row:
     triage: str
     meaning: str
     impression: str
+    alert: str
     written: str
     where: str
 
@@ -104,7 +106,13 @@ def _in_words(counts: Counter[str | None]) -> str:
     )
 
 
-def make_rows(facts: ExportFacts, results: Sequence[StoredResult], store: Path, keys: Mapping[str, str]) -> list[Row]:
+def make_rows(
+    facts: ExportFacts,
+    results: Sequence[StoredResult],
+    store: Path,
+    keys: Mapping[str, str],
+    alerts: Mapping[str, float],
+) -> list[Row]:
     """Put exported and stored together.
 
     Args:
@@ -112,6 +120,7 @@ def make_rows(facts: ExportFacts, results: Sequence[StoredResult], store: Path, 
         results: What lies in the store.
         store: The store's root.
         keys: Folder of a result, relative to the store, to its study's pseudonymous key.
+        alerts: What a result was asked by, to the seconds from when the service had it to when people were told.
 
     Returns:
         One row for each result, in the order of the export, then any that nothing was exported for.
@@ -132,6 +141,7 @@ def make_rows(facts: ExportFacts, results: Sequence[StoredResult], store: Path, 
                 triage=content["triage"] or "not stated",
                 meaning=content["meaning"],
                 impression=report["impression"] or " ".join(report["lines"]) or "no inline report",
+                alert=f"{alerts[result.uid]:.1f} s" if result.uid in alerts else "",
                 written=", ".join(
                     [f"{number} {kind}" for kind, number in sorted(kinds.items())]
                     + ([f"{len(held)} held"] if (held := content.get("held")) else [])
@@ -145,12 +155,22 @@ def make_rows(facts: ExportFacts, results: Sequence[StoredResult], store: Path, 
 def print_rows(console: Console, rows: Iterable[Row]) -> None:
     """Print the table; a folder's long UIDs are shortened to patterns that a shell still finds."""
     table = Table(title="AI results of the night (SIMULATED)", box=box.SIMPLE_HEAD, title_justify="left")
-    for heading in ("study", "image", "product", "triage", "impression", "written", "where in the store"):
+    for heading in (
+        "study",
+        "image",
+        "product",
+        "triage",
+        "impression",
+        "alert after",
+        "written",
+        "where in the store",
+    ):
         table.add_column(heading, overflow="fold", no_wrap=heading in ("study", "where in the store"))
     for row in rows:
         style = {"urgent": "bold red", "abnormal": "yellow"}.get(row.meaning)
         triage = f"{row.triage} ({row.meaning})"
-        cells = (row.study, row.what, row.product, triage, row.impression, row.written, _pattern(row.where))
+        where = _pattern(row.where)
+        cells = (row.study, row.what, row.product, triage, row.impression, row.alert, row.written, where)
         table.add_row(*(Text(cell) for cell in cells), style=style)
     console.print(table)
 

@@ -1,12 +1,17 @@
 import hashlib
 import json
+import smtplib
+import time
 from dataclasses import replace
 
 import pytest
 import requests
 
 from demo import checks
+from demo.checks import StoredResult
 from demo.export import make_export
+from demo.hospital import Hospital, Mail
+from demo.receivers import start_mail
 from qure_provider.api.model import Route
 from qure_provider.dicom.model import Fate
 from qure_provider.emulator.server import running_emulator
@@ -153,3 +158,34 @@ def test_a_file_that_was_not_sent_is_named(facts, service):
     compute(facts, service)
     (said,) = checks.check_requests(facts, service.control)
     assert said.startswith("1 selected files never reached the service")
+
+
+def test_alerts_are_compared_with_what_was_urgent(tmp_path):
+    def stored(uid, meaning):
+        return StoredResult(tmp_path / uid, {"uid": uid, "meaning": meaning})
+
+    results = [stored("1.1", "urgent"), stored("1.2", "abnormal")]
+    keys, had = {"1.1": "aaaa", "1.2": "bbbb"}, {"1.1": 100.0, "1.2": 100.0}
+
+    def said(*mails):
+        times = checks.alert_times(results, keys, tmp_path, had, mails)
+        return times, list(checks.check_alerts(results, times, mails))
+
+    assert said(Mail(107.0, "study aaaa")) == ({"1.1": 7.0}, [])
+    assert said() == ({}, ["0 alerts came of 1 urgent results", "nobody was told of an urgent result"])
+    assert said(Mail(101.0, "study bbbb"))[1] == ["nobody was told of an urgent result"]
+    assert said(Mail(107.0, "aaaa"), Mail(108.0, "aaaa"))[1] == ["2 alerts came of 1 urgent results"]
+    assert said(Mail(300.0, "aaaa"))[1] == ["an alert came 200 s after the service had the result"]
+
+
+def test_a_mail_is_kept_with_the_time_at_which_it_came(tmp_path):
+    port = start_mail(tmp_path / "mail")
+    began = time.time()
+    with smtplib.SMTP("127.0.0.1", port, timeout=10) as client:
+        client.sendmail(
+            "a@x.example", ["duty@x.example"], "Subject: AI result\r\nContent-Type: text/html\r\n\r\nurgent"
+        )
+    hospital = Hospital(tmp_path, 0, "", 0, port, "")
+    (mail,) = hospital.mails()
+    assert began - 1 <= mail.at <= time.time() + 1
+    assert mail.text == "AI result\nurgent"

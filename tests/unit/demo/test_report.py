@@ -44,13 +44,13 @@ def test_the_table_says_what_is_where_and_marks_all_as_simulated(tmp_path):
     }
     folder = store / "studies" / urgent.study_instance_uid / urgent.uid / "r1"
     where = f"studies/{urgent.study_instance_uid}/{urgent.uid}/r1"
-    (row,) = make_rows(facts, [StoredResult(folder, content)], store, {where: "0a1b2c3d4e"})
+    (row,) = make_rows(facts, [StoredResult(folder, content)], store, {where: "0a1b2c3d4e"}, {urgent.uid: 7.25})
     assert row.where == where
     console = plain_console()
     print_rows(console, [row])
     printed = console.file.getvalue()
     assert "SIMULATED" in printed.splitlines()[0]
-    for text in ("0a1b2c3d4e", "qer", "Critical", "urgent", "Abnormal study", "2 DICOM, 1 PDF"):
+    for text in ("0a1b2c3d4e", "qer", "Critical", "urgent", "Abnormal study", "7.2 s", "2 DICOM, 1 PDF"):
         assert text in printed
     assert f"studies/*{urgent.study_instance_uid[-6:]}/*{urgent.uid[-6:]}/r1" in printed
     assert facts.resources[0].study_instance_uid not in printed
