@@ -122,7 +122,7 @@ class Summary:
             return ""
         meanings, findings = (", ".join(self.paging[name]) for name in ("meanings", "findings"))
         return (
-            f"{meanings or 'no triage meaning'}; findings: {findings or 'none is on the list, so no X-ray is urgent'}"
+            f"{meanings or 'no triage meaning'}; findings: {findings or 'none listed, so no X-ray'}"
         )
 
     @property

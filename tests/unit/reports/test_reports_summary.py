@@ -172,3 +172,27 @@ def test_urgent_results_that_nobody_was_told_of_stand_out(meaning, sent, warns):
     page = summary(row(meaning=meaning), alerts={"sent": sent, "failed": 0}).to_html()
 
     assert ("Nobody was alerted to the urgent results" in words(page)) is warns
+
+
+class TestWhatPages:
+    def page(self, **paging):
+        return summary(row(), paging={"meanings": ["urgent"], "findings": [], "notifiers": 1, **paging}).to_html()
+
+    def test_it_says_that_no_xray_finding_is_on_the_list(self):
+        assert "Alerts are for urgent; findings: none listed, so no X-ray." in self.page()
+
+    def test_or_which_are(self):
+        assert "Alerts are for urgent; findings: pneumothorax, nodule." in self.page(
+            findings=["pneumothorax", "nodule"]
+        )
+
+    def test_where_nobody_is_told_it_names_the_setting(self):
+        page = summary(row(meaning="urgent"), alerts={"sent": 0, "failed": 0}).to_html()
+        assert "Nobody was alerted to the urgent results" in page
+        assert "[qure] notifiers" in page
+        assert "Alerts are for" not in page
+
+    def test_a_summary_of_before_can_still_be_read(self):
+        value = summary(row()).to_json()
+        del value["paging"]
+        assert Summary.from_json(value).paging == {}
