@@ -121,9 +121,7 @@ class Summary:
         if not self.paging.get("notifiers"):
             return ""
         meanings, findings = (", ".join(self.paging[name]) for name in ("meanings", "findings"))
-        return (
-            f"{meanings or 'no triage meaning'}; findings: {findings or 'none listed, so no X-ray'}"
-        )
+        return f"{meanings or 'no triage meaning'}; findings: {findings or 'none listed, so no X-ray'}"
 
     @property
     def unanswered(self) -> int:
