@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"There is no scenario {error}; --list names them.", file=sys.stderr)
         return 2
     with signals_as_exit():
-        return run_all(chosen, build, document=None if options.names else ROOT / "docs" / "reliability.md")
+        return run_all(chosen, build, document=ROOT / "docs" / "reliability.md")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -49,7 +49,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m chaos",
         description="Named scenarios in which the service, this software's own processes, the receivers or the export "
         "go wrong. After each, everything is counted at five places. The Qure service is an emulator, the hospital "
-        "SIMULATED. A run of all of them writes the table in docs/reliability.md.",
+        "SIMULATED. What came of each is written into the table in docs/reliability.md.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these scenarios")
     parser.add_argument("--list", action="store_true", help="say which there are, and do nothing else")

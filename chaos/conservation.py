@@ -304,11 +304,13 @@ def _objects_of(store: Path, row: Mapping[str, Any]) -> set[str]:
     if not (folder / "result.json").exists():
         return set()
     assets = json.loads((folder / "result.json").read_text(encoding="utf-8"))["assets"]
-    return {
-        str(pydicom.dcmread(folder / asset["name"], specific_tags=["SOPInstanceUID"]).SOPInstanceUID)
+    onward = [
+        folder / asset["name"]
         for asset in assets
         if asset["media"] == "application/dicom" and asset["kind"] not in NEVER_ONWARD
-    }
+    ]
+    whole = [path for path in onward if path.is_file() and path.stat().st_size]
+    return {str(pydicom.dcmread(path, specific_tags=["SOPInstanceUID"]).SOPInstanceUID) for path in whole}
 
 
 def _deliveries(accounts: _Accounts, verdict: Verdict) -> None:

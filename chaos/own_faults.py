@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from chaos.disk import small_disk
 from chaos.place import NotPossibleError, Place, expect
 from chaos.scenario import scenario
@@ -67,5 +69,26 @@ def ledger_file_gone(place: Place) -> None:
     expect("ledger" in place.red, f"the run does not say that its ledger is gone: {place.red}")
     expect(place.sent() == sent, "files were sent again")
     hidden.rename(ledger)
+    place.night()
+    place.must_be_whole()
+
+
+@scenario(
+    OURSELVES,
+    "every step of a night is run twice, and then the whole night again, and the deliveries",
+    "nothing is sent, computed, delivered or told a second time",
+)
+def every_step_twice(place: Place) -> None:
+    place.usual()
+    place.begin()
+    place.planned()
+    for batch in place.planned() or ():
+        for step in (place.upload, place.compute, place.collect_onward):
+            for _ in range(2):
+                place.attempt(partial(step, batch))
+    place.end()
+    place.end()
+    place.must_be_whole()
+    place.redelivered()
     place.night()
     place.must_be_whole()

@@ -39,7 +39,7 @@ TRIES = 4
 WORKERS = 4
 """How many batches are under way at once."""
 PATIENTS = "urn:simulated:patients"
-_WAITS: dict[str, Any] = {"connect_timeout": 2, "response_timeout": 2}
+_WAITS: dict[str, Any] = {"connect_timeout": 10, "response_timeout": 10}
 
 Batch = Mapping[str, Any]
 
@@ -148,12 +148,24 @@ class Place(Hospital):
 
     def connect_archive(self, **settings: Any) -> None:
         """Make the connection to the archive."""
-        connect("pacs", "dicom", port=self.archive.port, called_ae_title="ARCHIVE", **_WAITS, **settings)
+        connect(
+            "pacs",
+            "dicom",
+            port=self.archive.port,
+            called_ae_title="ARCHIVE",
+            association_timeout=10,
+            **_WAITS,
+            **settings,
+        )
+
+    def connect_ris(self, **settings: Any) -> None:
+        """Make the connection to the RIS."""
+        connect("ris", "mllp", port=self.ris.port, processing_id="T", **{**_WAITS, **settings})
 
     def connect_receivers(self) -> None:
         """Make the connections to all three receivers."""
-        self.connect_archive(association_timeout=2)
-        connect("ris", "mllp", port=self.ris.port, processing_id="T", **_WAITS)
+        self.connect_archive()
+        self.connect_ris()
         connect("ehr", "fhir", host=self.ehr.url, patient_identifier_system=PATIENTS)
 
     def must_have_struck(self) -> None:
@@ -312,6 +324,7 @@ def open_place(folder: Path, emulator: RunningEmulator, **extra: Any) -> Iterato
         stack.enter_context(mock.patch("qure_provider.triggers.results.random.uniform", lambda low, _high: low))
         Pager.reset()
         os.environ["AIRFLOW__QURE__IDENTITY_POLICY"] = "identified"
+        os.environ["AIRFLOW__QURE__ALLOW_QUARANTINED"] = "True"
         connect_service(emulator, **extra)
         place = Place(folder, emulator, archive, ris, ehr, stack)
         place.connect_receivers()

@@ -182,7 +182,8 @@ def ris_acknowledges_badly(place: Place) -> None:
 def ris_slow(place: Place) -> None:
     place.usual()
     place.repeated = 1
-    place.ris.actions = [hl7_receiver.late(1), hl7_receiver.silent(3)]
+    place.connect_ris(response_timeout=3)
+    place.ris.actions = [hl7_receiver.late(1), hl7_receiver.silent(5)]
     place.night()
     _recovers(place)
 

@@ -54,13 +54,12 @@ class Outcome:
 
 
 def choose(names: Sequence[str]) -> list[Scenario]:
-    """Return the scenarios of these names, all of them where there are none; the order is their own.
+    """Return the scenarios of these names, in their order; all of them where there are none.
 
     Raises:
         KeyError: There is none of a name.
     """
-    wanted = {SCENARIOS[name].name for name in names} or set(SCENARIOS)
-    return [each for each in SCENARIOS.values() if each.name in wanted]
+    return [SCENARIOS[name] for name in names] or list(SCENARIOS.values())
 
 
 def listed() -> Iterator[str]:
@@ -69,13 +68,13 @@ def listed() -> Iterator[str]:
         yield f"{each.name} ({each.group}, {each.layer}): {each.what}; {each.then}"
 
 
-def run_all(chosen: Sequence[Scenario], build: Path, *, document: Path | None) -> int:
+def run_all(chosen: Sequence[Scenario], build: Path, *, document: Path) -> int:
     """Run scenarios.
 
     Args:
         chosen: Which.
         build: Folder for all of it.
-        document: The document that gets the table; None for none.
+        document: The document that gets the table.
 
     Returns:
         The exit code: 0 if all passed, else 1.
@@ -90,8 +89,8 @@ def run_all(chosen: Sequence[Scenario], build: Path, *, document: Path | None) -
             outcome = layers[each.layer](each)
             outcomes.append(outcome)
             _say(outcome, time.monotonic() - began)
-    if document:
-        write_table(document, [(each.scenario, each.counts, each.result.value) for each in outcomes])
+    results = {each.scenario.name: (each.counts, each.result.value) for each in outcomes}
+    write_table(document, SCENARIOS.values(), results)
     passed, failed = (sum(each.result is result for each in outcomes) for result in (Result.PASSED, Result.FAILED))
     print(f"{passed} passed, {failed} failed", flush=True)
     return 1 if failed else 0

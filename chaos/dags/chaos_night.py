@@ -22,7 +22,9 @@ with DAG(
     max_active_runs=4,
     default_args={"retry_delay": timedelta(seconds=2), "max_retry_delay": timedelta(seconds=4)},
 ) as dag:
-    complete = QureExportSensor(task_id="export_is_complete", export=EXPORT, quiet_seconds=3, limit_seconds=300)
+    complete = QureExportSensor(
+        task_id="export_is_complete", export=EXPORT, quiet_seconds=4, poll_seconds=4, limit_seconds=300
+    )
     complete >> process_export(
         export=EXPORT,
         deliver_to=settings.deliver_to(),
