@@ -5,9 +5,11 @@ import json
 import pytest
 from delivery_kit import onto
 from support.dicom_archive import DicomArchive, abort, match
+from support.dicomweb_archive import DicomWebArchive
 
 from qure_provider.delivery.courier import NO_FILES
 from qure_provider.delivery.destination import ReceiverSettingsError, open_destination
+from qure_provider.delivery.dicomweb import DicomWebDestination
 from qure_provider.ledger.deliveries import DeliveryState, ParcelKind
 
 OBJECTS = 4 + 4 + 5
@@ -211,6 +213,45 @@ class TestTakingBack:
         folder.mkdir()
         open_destination("pacs").render(parcel, folder)
         assert [path.name for path in folder.iterdir()] == ["rejection.dcm"]
+
+
+class TestOverDicomWeb:
+    """The same over STOW-RS and QIDO-RS."""
+
+    @pytest.fixture
+    def web(self, monkeypatch):
+        with DicomWebArchive() as archive:
+            extra = {"ask_first": True, "prove": True, "connect_timeout": 5, "read_timeout": 5}
+            fields = {"conn_type": "dicomweb", "host": archive.url, "extra": extra}
+            monkeypatch.setenv("AIRFLOW_CONN_PACS", json.dumps(fields))
+            yield archive
+
+    def test_only_studies_that_it_has_of_the_same_patient_and_with_proof(self, night, web):
+        web.received += [onto(night.chest, "SIM-1"), onto(night.head, "SIM-OTHER")]
+        night.onward("pacs")
+        became = {row.study_instance_uid: (row.state.value, row.reason) for row in night.deliveries("pacs")}
+        assert became == {
+            night.chest: ("delivered", ""),
+            night.head: ("held", "the archive has the study under another patient, name or number"),
+        }
+        assert {row.receipt.get("proof") for row in night.deliveries("pacs")} == {"the archive was asked", None}
+        assert {each.StudyInstanceUID for each in web.received[2:]} == {night.chest}
+
+    def test_one_that_takes_a_part_may_have_it(self, night, web):
+        web.received.append(onto(night.head, "SIM-2"))
+        web.refuses = lambda dataset: FULL if dataset.SOPClassUID.endswith("104.1") else 0
+        send_head(night)
+        assert states(night) == ["in doubt"]
+        web.refuses = lambda dataset: 0
+        night.redeliver(even_if_not_due=True)
+        assert states(night) == ["delivered"]
+
+    def test_what_an_emulator_made_leaves_this_machine_for_no_archive(self, night, web, monkeypatch):
+        monkeypatch.setattr(DicomWebDestination, "is_loopback", False)
+        web.received.append(onto(night.head, "SIM-2"))
+        send_head(night)
+        assert states(night) == ["held"]
+        assert len(web.received) == 1
 
 
 def test_a_setting_that_is_no_word_is_refused(connect_pacs):
