@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -73,7 +73,9 @@ class Assembler:
         checked = [self._check(row, number, is_withdrawal=is_withdrawal) for number, row in enumerate(rows)]
         simulated = any(item.is_simulated for item in checked)
         if delivery.subject not in {row.uid for row in rows}:
-            return Assembled(ReportParcel(self._report(delivery, rows, checked), is_withdrawal), simulated)
+            missing = () if is_withdrawal else self._lacking(delivery, rows)
+            report = self._report(delivery, rows, checked, lacking=len(missing))
+            return Assembled(ReportParcel(report, is_withdrawal), simulated)
         if is_withdrawal:
             return Assembled(self._withdrawn_objects(delivery, checked[0]), simulated)
         return Assembled(self._objects(delivery, checked[0], only_dicom=only_dicom), simulated)
@@ -171,7 +173,12 @@ class Assembler:
             ),
         )
 
-    def _report(self, delivery: DeliveryRow, rows: Sequence[ResourceRow], checked: Sequence[_Checked]) -> StudyReport:
+    def _lacking(self, delivery: DeliveryRow, rows: Sequence[ResourceRow]) -> list[ResourceRow]:
+        return lacking(self._ledger.rows_of_study(delivery.study_instance_uid), rows, delivery.product)
+
+    def _report(
+        self, delivery: DeliveryRow, rows: Sequence[ResourceRow], checked: Sequence[_Checked], *, lacking: int
+    ) -> StudyReport:
         if not delivery.product:
             raise HeldError("the service did not say which product it is of")
         leading = min(checked, key=lambda item: item.result.meaning is not worst(c.result.meaning for c in checked))
@@ -183,6 +190,7 @@ class Assembler:
             revision=delivery.revision,
             results=tuple(item.result for item in checked),
             issued=_moment(delivery),
+            lacking=lacking,
             pdf=pdf,
         )
 
@@ -219,6 +227,25 @@ def ready_result(store: Store, row: ResourceRow) -> Result:
     if row.outcome is not Outcome.READY or not row.store_path:
         raise HeldError("there is no ready result")
     return Result.from_json(store.read_json(f"{row.store_path}/result.json"))
+
+
+def lacking(of_study: Iterable[ResourceRow], reported: Sequence[ResourceRow], product: str) -> list[ResourceRow]:
+    """Return what a study's report by a product says nothing of though it is, or may be, of that product.
+
+    Args:
+        of_study: Every resource of the study, each in its newest revision.
+        reported: Those whose results it is made of.
+        product: Its product.
+    """
+    known = {row.uid for row in reported}
+    routes = {row.route for row in reported}
+    return [
+        row
+        for row in of_study
+        if row.uid not in known
+        and row.route in routes
+        and not (row.outcome is Outcome.READY and row.usecase not in (None, "", product))
+    ]
 
 
 def _moment(delivery: DeliveryRow) -> datetime:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qure_provider.api.model import Meaning, Outcome
-from qure_provider.delivery.assemble import NEVER_ONWARD, Assembler, ready_result
+from qure_provider.delivery.assemble import NEVER_ONWARD, Assembler, lacking, ready_result
 from qure_provider.delivery.destination import Arrival, Destination, HeldError, ObjectsParcel, Parcel, open_destination
 from qure_provider.delivery.rules import Case, Rule, decide, destinations_of
 from qure_provider.hooks.media import Media
@@ -233,11 +233,13 @@ class Courier:
             if not (is_whole or is_urgent):
                 continue
             doubt = next((row.doubt for row in group if row.doubt), LACKING if lacks and not is_urgent else "")
-            case = _case(group, results)
+            missing = lacking(rows, group, product)
+            case = _case(group, results, [Meaning.UNKNOWN] * len(missing))
+            content = [[row.id, _content_digest(result)] for row, result in zip(group, results, strict=True)]
             parcel = NewParcel(
                 kind=ParcelKind.REPORT,
                 subject=report_key(study, product),
-                digest=_digest([[row.id, _content_digest(result)] for row, result in zip(group, results, strict=True)]),
+                digest=_digest([content, len(missing)]),
                 study_instance_uid=study,
                 product=product,
                 resource_ids=tuple(row.id for row in group),
@@ -371,12 +373,12 @@ def _with_files(taker: _Taker, wanted: Wanted, result: Result) -> Wanted:
     return Wanted(taker.name, state=DeliveryState.NOT_WANTED, reason=NO_FILES)
 
 
-def _case(rows: Sequence[ResourceRow], results: Sequence[Result]) -> Case:
+def _case(rows: Sequence[ResourceRow], results: Sequence[Result], besides: Sequence[Meaning] = ()) -> Case:
     findings = {key for result in results for key, is_true in result.decisions.items() if is_true}
     findings |= {key for result in results for key, _ in result.report.findings_list}
     return Case(
         product=rows[0].usecase or "",
-        meaning=worst(result.meaning for result in results),
+        meaning=worst([*(result.meaning for result in results), *besides]),
         modalities=frozenset(row.modality for row in rows),
         stations=frozenset(row.station_name for row in rows),
         findings=frozenset(findings),

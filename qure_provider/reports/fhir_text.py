@@ -39,9 +39,10 @@ def conclusion(report: StudyReport) -> str:
     """
     versions = ", ".join(dict.fromkeys(result.model_version or MODEL_NOT_STATED for result in report.results))
     product = f"{TITLE} by {report.product} ({MANUFACTURER}), model version: {versions}."
-    sections = [f"{UNVERIFIED}\n{product}\nTriage: {MEANING_TEXTS[report.meaning]}."]
+    triage = f"Triage: {MEANING_TEXTS[report.meaning]}."
+    sections = ["\n".join(filter(None, [UNVERIFIED, product, triage, report.lack]))]
     for result in report.results:
-        if len(report.results) > 1:
+        if len(report.results) > 1 or report.lacking:
             sections.append(f"{subject_of(result)}, triage: {MEANING_TEXTS[result.meaning]}")
         sections.append(_report_text(result.report) or NO_TEXT)
     return "\n\n".join(sections)

@@ -238,6 +238,7 @@ def _notice(report: StudyReport, *, withdrawn: bool) -> str:
         UNVERIFIED,
         f"Product: {report.product}. Model version: {_version(report.results)}.",
         f'"{Meaning.NO_FINDING}" does not say that the study is normal.',
+        *filter(None, [report.lack]),
     ]
     return "\n".join([WITHDRAWN, *lines] if withdrawn else lines)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from qure_provider.api.model import Meaning
+from qure_provider.api.model import Meaning, Route
 from qure_provider.dicom.model import Identity, StudyFacts
 from qure_provider.reports.result import Result
 
@@ -31,6 +31,8 @@ class StudyReport:
         revision: Grows with each change of the report, from 1.
         results: Ready results only, in order of series and UID; at least one.
         issued: When this revision was made, with its zone.
+        lacking: How many other images (of CT: series) of the study were meant for it and have no result in it. Whatever
+            they show, it is not said: a study that lacks one never reads as "no finding".
         pdf: The report as PDF, to be presented with it; None where there is none.
     """
 
@@ -40,6 +42,7 @@ class StudyReport:
     revision: int
     results: tuple[Result, ...]
     issued: datetime
+    lacking: int = 0
     pdf: Path | None = field(default=None, repr=False)
 
     @property
@@ -53,8 +56,18 @@ class StudyReport:
 
     @property
     def meaning(self) -> Meaning:
-        """The worst of its results."""
-        return worst(result.meaning for result in self.results)
+        """The worst of its results, of which what has none is unknown."""
+        return worst([*(result.meaning for result in self.results), *[Meaning.UNKNOWN] * self.lacking])
+
+    @property
+    def lack(self) -> str:
+        """That images have no result, as a sentence; empty where none lacks one."""
+        if not self.lacking:
+            return ""
+        noun = "image" if self.results[0].route is Route.XRAY else "series"
+        plural = "s" if noun == "image" and self.lacking > 1 else ""
+        verb = "has" if self.lacking == 1 else "have"
+        return f"{self.lacking} {noun}{plural} of the study {verb} no result: nothing is said of what they show."
 
     @property
     def model_versions(self) -> tuple[str, ...]:

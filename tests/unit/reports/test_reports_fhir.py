@@ -139,6 +139,15 @@ def test_the_report_has_the_worst_meaning_and_each_image_its_own():
     assert "image 2.25.2002, triage: urgent" in said
 
 
+def test_a_study_that_lacks_an_image_says_so_and_is_never_without_finding():
+    found_nothing = a_result(meaning=Meaning.NO_FINDING)
+    text = head_of(a_report(found_nothing, lacking=2))["conclusion"]
+    assert "Triage: unknown" in text.split("\n\n")[0]
+    assert "2 images of the study have no result" in text
+    assert "triage: no finding of this product" in text
+    assert "Triage: abnormal" in head_of(a_report(a_result(meaning=Meaning.ABNORMAL), lacking=2))["conclusion"]
+
+
 def test_a_report_without_text_says_that_it_is_in_the_files():
     report = qct_report()
 
