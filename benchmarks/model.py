@@ -3,8 +3,9 @@
 ``python -m benchmarks.model [FIGURES]`` prints what it makes of the nights that were measured, then of bigger ones.
 
 It knows queues for four things (cores, task slots, the line to the service, and the polling ceiling) and what each step
-takes of them. Two costs cannot be measured alone and are fitted: the start of a task, to the CPU that the measured
-night of 40 studies took, and a result with all that is done about it, to that of 1,000. The other nights check it.
+takes of them. Two costs cannot be measured alone and are fitted: the start of a task, to the CPU that the smallest
+measured night took, and a result with all that is done about it, to that of 1,000 studies, or the biggest before them.
+The other nights check it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
+import re
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from math import ceil
@@ -334,11 +337,13 @@ def fit(figures: Mapping[str, float]) -> Costs:
         figures: See ``read_figures``.
 
     Returns:
-        Those under which the nights of 40 and of 1,000 studies take the CPU that they took.
+        Those under which two of the nights take the CPU that they took.
 
     Raises:
-        KeyError: If a figure is missing.
+        KeyError: If a figure is missing, or there are not two nights.
     """
+    from_biggest = dict(reversed(figures.items()))
+    rows = _find(from_biggest, "X-ray studies: the ledger, a result [rows]")
     costs = Costs(
         start=1.0,
         scan=1 / _find(figures, "scan of ", "the limit [files/s]"),
@@ -346,16 +351,30 @@ def fit(figures: Mapping[str, float]) -> Costs:
         byte=1 / 1e6 / _find(figures, "images of 512 KB: speed, against the vendor's sample"),
         poll=1e-6 * _find(figures, "resources: CPU a poll"),
         result=0.05,
-        rows=_find(figures, "1,000 X-ray studies: the ledger, a result [rows]"),
-        row_bytes=_find(figures, "1,000 X-ray studies: the ledger, a result [bytes]")
-        / _find(figures, "1,000 X-ray studies: the ledger, a result [rows]"),
-        objects=_find(figures, "1,000 X-ray studies: the store, a result [objects]"),
+        rows=rows,
+        row_bytes=_find(from_biggest, "X-ray studies: the ledger, a result [bytes]") / rows,
+        objects=_find(from_biggest, "X-ray studies: the store, a result [objects]"),
     )
-    cpu = {studies: _find(figures, f"a night of {studies:,} X-ray studies:", "[s of CPU]") for studies in (40, 1_000)}
+    cpu = _measured(figures, "s of CPU")
+    few, many = min(cpu, default=0), max((studies for studies in cpu if studies <= _REFERENCE), default=0)
+    if few == many:
+        raise KeyError("no two nights of different size are measured: run make bench")
     for _ in range(12):
-        costs = replace(costs, start=_solve(40, cpu[40], costs, "start"))
-        costs = replace(costs, result=_solve(1_000, cpu[1_000], costs, "result"))
+        costs = replace(costs, start=_solve(few, cpu[few], costs, "start"))
+        costs = replace(costs, result=_solve(many, cpu[many], costs, "result"))
     return costs
+
+
+_REFERENCE = 1_000
+
+
+def _measured(figures: Mapping[str, float], unit: str) -> dict[int, float]:
+    """The measured nights of X-ray studies: how many, to what they took."""
+    found = {}
+    for name, value in figures.items():
+        if match := re.fullmatch(rf"a night of ([\d,]+) X-ray studies: against .*\[{unit}\]", name):
+            found[int(match[1].replace(",", ""))] = value
+    return found
 
 
 def _find(figures: Mapping[str, float], *parts: str) -> float:
@@ -382,20 +401,18 @@ Rows = Iterator[tuple[str, ...]]
 def check(figures: Mapping[str, float], costs: Costs) -> Rows:
     """Compare the nights that were measured with what the model makes of them."""
     yield "night", "CPU measured, s", "simulated, s", "off", "time measured, s", "simulated, with both cores free, s"
-    for name, night in (
-        ("40 X-ray studies", measured_night(40)),
-        ("100 X-ray studies", measured_night(100)),
-        ("1,000 X-ray studies", measured_night(1_000)),
-        ("3,000 X-ray studies", measured_night(3_000)),
-        ("40 CT series of 200 slices", measured_ct(40, 200)),
-    ):
-        try:
-            cpu, seconds = (_find(figures, f"a night of {name}:", f"[{unit}]") for unit in ("s of CPU", "s"))
-        except KeyError:
-            continue
+    cpu, seconds = (_measured(figures, unit) for unit in ("s of CPU", "s"))
+    nights = [
+        (f"{studies:,} X-ray studies", measured_night(studies), cpu[studies], seconds[studies]) for studies in cpu
+    ]
+    with suppress(KeyError):
+        name = "40 CT series of 200 slices"
+        took = (_find(figures, f"a night of {name}: against", f"[{unit}]") for unit in ("s of CPU", "s"))
+        nights.append((name, measured_ct(40, 200), *took))
+    for name, night, cpu_then, seconds_then in sorted(nights, key=lambda each: each[1].results):
         outcome = simulate(night, BENCH, costs)
-        off = f"{outcome.cpu / cpu - 1:+.0%}"
-        yield name, f"{cpu:.0f}", f"{outcome.cpu:.0f}", off, f"{seconds:.0f}", f"{outcome.seconds:.0f}"
+        off = f"{outcome.cpu / cpu_then - 1:+.0%}"
+        yield name, f"{cpu_then:.0f}", f"{outcome.cpu:.0f}", off, f"{seconds_then:.0f}", f"{outcome.seconds:.0f}"
 
 
 def forecast(costs: Costs) -> Rows:
