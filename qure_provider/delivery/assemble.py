@@ -7,18 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pendulum
 
 from qure_provider import settings
 from qure_provider.api.model import Outcome
-from qure_provider.delivery.destination import HeldError, ObjectsParcel, Parcel, ReportParcel
+from qure_provider.delivery.destination import HeldError, NotReadyError, ObjectsParcel, Parcel, ReportParcel
 from qure_provider.dicom.complete import complete_objects
 from qure_provider.dicom.objects import UnreadableError
 from qure_provider.dicom.rejection import Rejected
 from qure_provider.dicom.verify import is_simulated, verify_objects
 from qure_provider.hooks.media import Media
-from qure_provider.ledger.deliveries import DeliveryRow, ParcelKind
+from qure_provider.ledger.deliveries import NOT_READY, DeliveryRow, ParcelKind
 from qure_provider.ledger.ledger import Ledger, ResourceRow
 from qure_provider.reports.result import Asset, Result
 from qure_provider.reports.study_report import StudyReport, worst
@@ -65,6 +66,7 @@ class Assembler:
 
         Raises:
             HeldError: If a result may not be the right one, or not the right patient's.
+            NotReadyError: If a result is asked for anew, so that there is none now.
         """
         is_withdrawal = delivery.kind is ParcelKind.WITHDRAWAL
         rows = self._ledger.rows_by_id(delivery.resource_ids) if is_withdrawal else self._current(delivery)
@@ -100,7 +102,7 @@ class Assembler:
         if row.doubt and not is_withdrawal:
             raise HeldError(row.doubt)
         try:
-            result = ready_result(self._store, row)
+            result = stored_result(self._store, row) if is_withdrawal else ready_result(self._store, row)
         except ValueError:
             raise HeldError("the stored result is damaged; recompute brings a new one") from None
         folder = self._scratch / f"fetched-{number}"
@@ -134,11 +136,12 @@ class Assembler:
 
     def _objects(self, delivery: DeliveryRow, checked: _Checked, *, only_dicom: bool) -> ObjectsParcel:
         row = checked.row
-        arrived = {
-            digest
+        folder = (row.store_path or "").removeprefix("studies/")
+        arrived = _arrived(
+            receipt
             for receipt in self._ledger.deliveries.earlier_receipts(delivery)
-            for digest in receipt.get("sha256", ())
-        }
+            if receipt.get("folder", folder) == folder  # each revision of the images has a folder with all of it
+        )
         wanted = [
             (asset, path)
             for asset, path in checked.files
@@ -147,6 +150,7 @@ class Assembler:
             and asset.sha256 not in arrived
         ]
         completed = self._complete(row, wanted)
+        self._check_uids(delivery, wanted, completed)
         return ObjectsParcel(
             identity=row.identity,
             facts=row.facts,
@@ -155,6 +159,23 @@ class Assembler:
             folder=row.store_path or "",
             made_at=_moment(delivery),
         )
+
+    def _check_uids(self, delivery: DeliveryRow, files: Sequence[tuple[Asset, Path]], completed: _Completed) -> None:
+        """Hold an object whose UID another one bears at the destination: many archives keep the first, and say nothing.
+
+        Raises:
+            HeldError: If there is one.
+        """
+        receipts = self._ledger.deliveries.receipts_of_study(delivery)
+        contents = _arrived(receipts)
+        taken = {uids[1] for receipt in receipts for uids in receipt.get("objects", ())}
+        for asset, path in files:
+            made = completed.objects.get(path)
+            if made is not None and made.sop_instance_uid in taken and asset.sha256 not in contents:
+                raise HeldError(
+                    "another object with the same UID was delivered there before, and an archive may keep that one "
+                    "without a word: see which of the two it has"
+                )
 
     def _complete(self, row: ResourceRow, files: Sequence[tuple[Asset, Path]]) -> _Completed:
         folder = self._scratch / "completed"
@@ -167,10 +188,10 @@ class Assembler:
             raise HeldError("an object of the result cannot be written again") from None
         return _Completed(
             completed.paths,
-            tuple(
-                Rejected(item.sop_class_uid, item.sop_instance_uid, item.series_instance_uid)
-                for item in completed.objects.values()
-            ),
+            {
+                path: Rejected(item.sop_class_uid, item.sop_instance_uid, item.series_instance_uid)
+                for path, item in completed.objects.items()
+            },
         )
 
     def _lacking(self, delivery: DeliveryRow, rows: Sequence[ResourceRow]) -> list[ResourceRow]:
@@ -212,20 +233,40 @@ class _Checked:
     is_simulated: bool
 
 
+def _arrived(receipts: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """Return the checksums of the files that arrived."""
+    return frozenset(digest for receipt in receipts for digest in receipt.get("sha256", ()))
+
+
 @dataclass(frozen=True, slots=True)
 class _Completed:
     paths: Mapping[Path, Path]
-    uids: tuple[Rejected, ...]
+    objects: Mapping[Path, Rejected]
+
+    @property
+    def uids(self) -> tuple[Rejected, ...]:
+        return tuple(self.objects.values())
 
 
 def ready_result(store: Store, row: ResourceRow) -> Result:
     """Return a ready resource's result from the store.
 
     Raises:
-        HeldError: If the resource is not ready.
+        NotReadyError: If the resource is not ready.
     """
-    if row.outcome is not Outcome.READY or not row.store_path:
-        raise HeldError("there is no ready result")
+    if row.outcome is not Outcome.READY:
+        raise NotReadyError(NOT_READY)
+    return stored_result(store, row)
+
+
+def stored_result(store: Store, row: ResourceRow) -> Result:
+    """Return what was fetched for a resource, whatever its newest answer is.
+
+    Raises:
+        NotReadyError: If nothing was.
+    """
+    if not row.store_path:
+        raise NotReadyError(NOT_READY)
     return Result.from_json(store.read_json(f"{row.store_path}/result.json"))
 
 

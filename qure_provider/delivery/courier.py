@@ -7,15 +7,24 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qure_provider import settings
 from qure_provider.api.model import Meaning, Outcome
 from qure_provider.delivery.assemble import NEVER_ONWARD, Assembler, lacking, ready_result
-from qure_provider.delivery.destination import Arrival, Destination, HeldError, ObjectsParcel, Parcel, open_destination
+from qure_provider.delivery.destination import (
+    Arrival,
+    Destination,
+    HeldError,
+    NotReadyError,
+    ObjectsParcel,
+    Parcel,
+    open_destination,
+)
 from qure_provider.delivery.rules import Case, Rule, decide, destinations_of
 from qure_provider.hooks.media import Media
 from qure_provider.hooks.receiver import (
@@ -94,10 +103,10 @@ class Courier:
             is_final: Whether nothing more is waited for: reports go out with what is there.
 
         Returns:
-            Which destinations can't be used, and why; the others are served.
+            Which destinations can't be used, and which results can't be read, and why; the others are served.
         """
         takers, problems = _takers(rules)
-        for parcel, wanted in self._parcels(rows, rules, takers, is_final=is_final):
+        for parcel, wanted in self._parcels(rows, rules, takers, problems, is_final=is_final):
             self._ledger.deliveries.enqueue(run_id, parcel, wanted)
         return problems
 
@@ -157,10 +166,10 @@ class Courier:
             folder: Where to, relative to the store's root: a folder for each destination and parcel.
 
         Returns:
-            Which destinations can't be used, and why.
+            Which destinations can't be used, and which results can't be read, and why.
         """
         takers, problems = _takers(rules)
-        for parcel, wanted in self._parcels(rows, rules, takers, is_final=True):
+        for parcel, wanted in self._parcels(rows, rules, takers, problems, is_final=True):
             known = [
                 row
                 for row in self._ledger.deliveries.of_study(parcel.study_instance_uid)
@@ -185,23 +194,36 @@ class Courier:
                 assembler = Assembler(self._store, self._ledger, scratch)
                 assembled = assembler.assemble(delivery, only_dicom=destination.only_dicom)
                 destination.render(assembled.content, rendered)
-            except (HeldError, ReceiverError) as error:
+            except (HeldError, NotReadyError, ReceiverError) as error:
                 (rendered / "NOT_SENT.txt").write_text(f"{error}\n", encoding="utf-8")
             for path in sorted(rendered.iterdir()):
                 self._store.put(path, f"{target}/{path.name}")
 
     def _parcels(
-        self, rows: Sequence[ResourceRow], rules: Sequence[Rule], takers: Sequence[_Taker], *, is_final: bool
-    ) -> Iterable[tuple[NewParcel, list[Wanted]]]:
+        self,
+        rows: Sequence[ResourceRow],
+        rules: Sequence[Rule],
+        takers: Sequence[_Taker],
+        problems: list[str],
+        *,
+        is_final: bool,
+    ) -> Iterator[tuple[NewParcel, list[Wanted]]]:
+        """Yield what is owed; a stored result that cannot be read is a problem that stops only what needs it."""
         archives = [taker for taker in takers if taker.kind is ParcelKind.OBJECTS]
         readers = [taker.name for taker in takers if taker.kind is ParcelKind.REPORT]
         if archives:
             for row in rows:
                 if row.outcome is Outcome.READY and row.store_path:
-                    yield self._objects(row, rules, archives)
+                    try:
+                        yield self._objects(row, rules, archives)
+                    except (OSError, ValueError):
+                        problems.append(_unreadable(row.identity.study_instance_uid, row.uid))
         if readers:
             for study in dict.fromkeys(row.identity.study_instance_uid for row in rows):
-                yield from self._reports(study, rules, readers, is_final=is_final)
+                try:
+                    yield from [*self._reports(study, rules, readers, is_final=is_final)]
+                except (OSError, ValueError):
+                    problems.append(_unreadable(study))
 
     def _objects(
         self, row: ResourceRow, rules: Sequence[Rule], takers: Sequence[_Taker]
@@ -287,6 +309,8 @@ class Courier:
         except HeldError as error:
             deliveries.held(row, str(error))
             return _Tried(DeliveryState.HELD, str(error))
+        except NotReadyError as error:
+            return _Tried(deliveries.try_later(row, str(error)), str(error))
         except ReceiverRefusedError as error:
             deliveries.dead(row, str(error))
             return _Tried(DeliveryState.DEAD, str(error), got_through=True)
@@ -355,6 +379,14 @@ def _takers(rules: Sequence[Rule]) -> tuple[list[_Taker], list[str]]:
         except ReceiverSettingsError as error:
             problems.append(f"Nothing is delivered to {name!r}: {error}")
     return takers, problems
+
+
+def _unreadable(study: str, uid: str = "") -> str:
+    what = f", resource {settings.short_ref(uid)}" if uid else ""
+    return (
+        f"Study {settings.short_ref(study)}{what}: nothing new of it is delivered, because its stored result is "
+        "missing or damaged. Recompute brings a new one."
+    )
 
 
 def _wanted(rules: Sequence[Rule], case: Case, destination: str, doubt: str) -> Wanted:

@@ -24,6 +24,10 @@ class HeldError(Exception):
     """It must not go out as it is: a person has to look. The message says why, in fixed words."""
 
 
+class NotReadyError(Exception):
+    """There is nothing to send at this moment; it is tried again later. The message says why, in fixed words."""
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectsParcel:
     """The files of one resource's result, ready to be sent.

@@ -30,6 +30,8 @@ from qure_provider.ledger.schema import deliveries, events, parcels
 LEASE_SECONDS = 900.0
 MAX_TRIES = 168
 """A week of hourly ones: a receiver that was down over a long weekend gets everything when it is back."""
+NOT_READY = "there is no ready result now"
+"""Why something waits that could be sent again as soon as its result is there."""
 _LOCK = 7387302
 _FIRST_WAIT_SECONDS = 60.0
 _LONGEST_WAIT_SECONDS = 3600.0
@@ -162,7 +164,8 @@ class Deliveries:
         """Record what is owed of a parcel; the same content to the same destination is owed once, whenever it is asked.
 
         A new revision supersedes what is still unsent of the older ones, destination by destination. What no rule
-        wanted at first is owed as soon as one does.
+        wanted at first is owed as soon as one does; what was held, or had no ready result, waits again where nothing
+        speaks against it now, to be checked once more when it is sent.
 
         Returns:
             The parcel's revision.
@@ -346,11 +349,24 @@ class Deliveries:
         return self._select(parcels.c.study_instance_uid == study_instance_uid)
 
     def earlier_receipts(self, delivery: DeliveryRow) -> list[Mapping[str, Any]]:
-        """Return the receipts of older revisions of the same parcel at the same destination."""
+        """Return the receipts of older revisions of a parcel at its destination that were not taken back there."""
         condition = and_(
             parcels.c.kind == delivery.kind.value,
             parcels.c.subject == delivery.subject,
             parcels.c.revision < delivery.revision,
+            deliveries.c.destination == delivery.destination,
+            deliveries.c.state == DeliveryState.DELIVERED.value,
+        )
+        found = self._select(condition)
+        with self._engine.begin() as connection:
+            gone = _withdrawn(connection, {row.study_instance_uid for row in found})
+        return [row.receipt for row in found if not _is_taken_back(row, gone)]
+
+    def receipts_of_study(self, delivery: DeliveryRow) -> list[Mapping[str, Any]]:
+        """Return the receipts of all objects of a delivery's study at its destination, also of what was taken back."""
+        condition = and_(
+            parcels.c.kind == ParcelKind.OBJECTS.value,
+            parcels.c.study_instance_uid == delivery.study_instance_uid,
             deliveries.c.destination == delivery.destination,
             deliveries.c.state == DeliveryState.DELIVERED.value,
         )
@@ -388,9 +404,9 @@ class Deliveries:
             since: Of what was delivered only that since this time, seconds since the epoch.
             study_instance_uid: Only of this study.
         """
-        gone = [DeliveryState.SUPERSEDED.value, DeliveryState.NOT_WANTED.value]
+        ended = [DeliveryState.SUPERSEDED.value, DeliveryState.NOT_WANTED.value]
         condition = and_(
-            deliveries.c.state.not_in(gone),
+            deliveries.c.state.not_in(ended),
             or_(deliveries.c.delivered_at.is_(None), deliveries.c.delivered_at >= since),
             parcels.c.kind != ParcelKind.WITHDRAWAL.value,
         )
@@ -398,8 +414,24 @@ class Deliveries:
             condition = and_(condition, parcels.c.study_instance_uid == study_instance_uid)
         found = self._select(condition)
         with self._engine.begin() as connection:
-            gone_ids = _withdrawn(connection, {row.study_instance_uid for row in found})
-        return [row for row in found if not gone_ids.get((row.subject, row.destination), set()) >= {*row.resource_ids}]
+            gone = _withdrawn(connection, {row.study_instance_uid for row in found})
+        return [row for row in found if not _is_taken_back(row, gone)]
+
+    def standing(self, studies: Collection[str]) -> list[DeliveryRow]:
+        """Return what was delivered of some studies, in any revision, and is not taken back."""
+        names = sorted(studies)
+        found: list[DeliveryRow] = []
+        for start in range(0, len(names), 500):
+            found += self._select(
+                and_(
+                    deliveries.c.state == DeliveryState.DELIVERED.value,
+                    parcels.c.kind != ParcelKind.WITHDRAWAL.value,
+                    parcels.c.study_instance_uid.in_(names[start : start + 500]),
+                )
+            )
+        with self._engine.begin() as connection:
+            gone = _withdrawn(connection, studies)
+        return [row for row in found if not _is_taken_back(row, gone)]
 
     def withdraw(self, taken_back: Iterable[DeliveryRow], *, by: str, why: str) -> None:
         """Owe destinations the withdrawal of what they have or may have, and send nothing more of it.
@@ -561,12 +593,14 @@ def _enqueue(connection: Connection, run_id: int | None, parcel: NewParcel, want
     else:
         revision = 1 if newest is None else newest["revision"] + 1
         parcel_id = _insert_parcel(connection, parcel, revision, now)
-    query = select(deliveries.c.destination, deliveries.c.state).where(deliveries.c.parcel_id == parcel_id)
-    known = {row.destination: row.state for row in connection.execute(query)}
+    query = select(deliveries.c.destination, deliveries.c.state, deliveries.c.reason).where(
+        deliveries.c.parcel_id == parcel_id
+    )
+    known = {row.destination: row for row in connection.execute(query)}
     for item in wanted:
         if item.destination not in known:
             _insert_delivery(connection, parcel_id, run_id, item, now)
-        elif known[item.destination] == DeliveryState.NOT_WANTED.value and item.state is not DeliveryState.NOT_WANTED:
+        elif _is_wanted_anew(known[item.destination], item):
             _want(connection, parcel_id, run_id, item, now)
         else:
             continue
@@ -576,6 +610,16 @@ def _enqueue(connection: Connection, run_id: int | None, parcel: NewParcel, want
     is_of_subject = and_(parcels.c.kind == parcel.kind.value, parcels.c.subject == parcel.subject)
     _supersede(connection, and_(is_of_subject, _is_unsent(now)))
     return int(revision)
+
+
+def _is_wanted_anew(known: Any, item: Wanted) -> bool:
+    """Whether a delivery that came to rest, or waits for its result, is owed now."""
+    if known.state == DeliveryState.NOT_WANTED.value:
+        return item.state is not DeliveryState.NOT_WANTED
+    is_at_rest = known.state == DeliveryState.HELD.value or (
+        known.state == DeliveryState.WAITING.value and known.reason == NOT_READY
+    )
+    return is_at_rest and item.state is DeliveryState.WAITING
 
 
 def _supersede(connection: Connection, condition: ColumnElement[bool]) -> None:
@@ -613,6 +657,11 @@ def _withdrawn(connection: Connection, studies: Collection[str]) -> dict[tuple[s
         for row in connection.execute(query):
             taken_back.setdefault((row.subject, row.detail["destination"]), set()).update(row.detail["resources"])
     return taken_back
+
+
+def _is_taken_back(delivery: DeliveryRow, gone: Mapping[tuple[str, str], set[int]]) -> bool:
+    """Whether all that a delivery was made of is among what ``_withdrawn`` returned."""
+    return gone.get((delivery.subject, delivery.destination), set()) >= {*delivery.resource_ids}
 
 
 def _insert_parcel(connection: Connection, parcel: NewParcel, revision: int, now: float) -> int:
