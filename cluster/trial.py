@@ -48,6 +48,7 @@ def make_variables(exports: Path) -> dict[str, str]:
         "WORKER_CONCURRENCY": "4",
         "QURE_EXPORTS": str(exports),
         "QURE_IDENTITY_POLICY": "identified",
+        "QURE_ALLOW_QUARANTINED": "True",
         "QURE_SOURCE": f"personal-user-{secrets.token_hex(6)}",
         "QURE_TIMEZONE": ZONE.key,
         "QURE_TOKEN": secrets.token_hex(20),

@@ -43,7 +43,8 @@ with DAG(
             " ".join(settings.deliver_to()) or None,
             type=["null", "string"],
             title="Deliver to",
-            description="Connection ids or folders' URLs, separated by blanks. Empty: results stay in the store.",
+            description="Connection ids or folders' URLs (file:///...), separated by blanks. Empty: only what "
+            "[qure] rules send.",
         ),
         "dry_run": Param(
             None,
@@ -57,7 +58,7 @@ with DAG(
             False,
             type="boolean",
             title="Send again",
-            description="Send and compute again what an earlier run finished.",
+            description="Send and compute again what an earlier run finished: a new revision, delivered again.",
         ),
     },
 ) as dag:

@@ -18,7 +18,6 @@ with DAG(
     tags=["qure", "radiology"],
     params={
         "export": Param(
-            settings.export_root() or "/",
             type="string",
             minLength=1,
             title="Folder",
@@ -48,7 +47,8 @@ with DAG(
             " ".join(settings.deliver_to()) or None,
             type=["null", "string"],
             title="Deliver to",
-            description="Connection ids or folders' URLs, separated by blanks. Empty: results stay in the store.",
+            description="Connection ids or folders' URLs (file:///...), separated by blanks. Empty: only what "
+            "[qure] rules send.",
         ),
         "dry_run": Param(
             None,
@@ -62,7 +62,7 @@ with DAG(
             False,
             type="boolean",
             title="Send again",
-            description="Send and compute again what an earlier run finished.",
+            description="Send and compute again what an earlier run finished: a new revision, delivered again.",
         ),
     },
 ) as dag:

@@ -15,6 +15,7 @@ with DAG(
     start_date=pendulum.datetime(2026, 1, 1, tz=settings.timezone()),
     catchup=False,
     max_active_runs=1,
+    is_paused_upon_creation=False,
     doc_md=__doc__,
     tags=["qure", "radiology"],
     params={

@@ -207,6 +207,12 @@ _CONFIG_OPTIONS: dict[str, Any] = {
     "ledger_conn_id": _option(
         "A database connection for the ledger. Empty: SQLite beside a local store.", "", example="qure_ledger"
     ),
+    "allow_quarantined": _option(
+        "Whether a night is in order although files that may be images could not be read, or lack what sending needs. "
+        "They are listed with the reason either way; contradictions about a patient never are in order.",
+        "False",
+        kind="boolean",
+    ),
     "max_batches": _option("Into how many mapped tasks a night is divided at most.", "32", kind="integer"),
     "max_files": _option(
         "How many files an export may hold. One of more is refused whole: it is the wrong folder, as a rule.",

@@ -133,6 +133,11 @@ def _list_of_objects(option: str, value: Any) -> list[dict[str, Any]]:
     return value
 
 
+def allow_quarantined() -> bool:
+    """Return ``[qure] allow_quarantined``: whether a night with quarantined files can be in order."""
+    return bool(conf.getboolean(SECTION, "allow_quarantined", fallback=False))
+
+
 def ledger_conn_id() -> str:
     """Return ``[qure] ledger_conn_id``; empty means SQLite beside a local store."""
     return _text("ledger_conn_id")

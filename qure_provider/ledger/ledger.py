@@ -527,7 +527,7 @@ class Ledger:
             newest = {
                 row["id"]: row
                 for row in connection.execute(query).mappings()
-                if row["uploaded_at"] is not None or not row["counts"].get("dry_run")
+                if row["uploaded_at"] is not None or row["counts"].get("dry_run") != "upload"
             }
             identities = self._identities(connection, {row["study_id"] for row in newest.values()})
         owed: dict[str, list[ResourceRow]] = {}

@@ -15,7 +15,7 @@ from qure_provider import settings
 from qure_provider.ledger.batch_ref import BatchRef
 from qure_provider.nights import MAX_NAME, in_night, night_of, safe_name
 from qure_provider.operators.base import QureOperator, as_bool
-from qure_provider.operators.dry_run import ShowOnly, show_only_of
+from qure_provider.operators.dry_run import show_only_of
 from qure_provider.operators.sending import sender_for
 from qure_provider.operators.work import manifest_content
 
@@ -138,10 +138,10 @@ class QurePlanOperator(QureOperator):
                 planner=planner,
             )
             sender_for(settings.identity_policy(self.identity_policy))
-            scanned, selection = self._read(export, ledger)
+            scanned, selection = self._read(export, night, ledger)
             entries = ledger.assess(selection.selected, conn_id=self.qure_conn_id, recompute=as_bool(self.recompute))
             counts = _counts(scanned, selection, entries)
-            counts["dry_run"] = show_only_of(self.show_only) is ShowOnly.UPLOAD
+            counts["dry_run"] = show_only_of(self.show_only).value
             _write_passed_over(store, run, [*scanned.passed_over, *selection.passed_over])
             store.write_json(f"{run.folder}/{PLAN}", {"export": export, "is_whole": not _as_list(self.files)})
             refs = self._divide(store, ledger, run, entries, export, counts, planner)
@@ -155,14 +155,17 @@ class QurePlanOperator(QureOperator):
         )
         return [ref.to_xcom() for ref in refs]
 
-    def _read(self, export: str, ledger: Ledger) -> tuple[Scan, Selection]:
+    def _read(self, export: str, night: str, ledger: Ledger) -> tuple[Scan, Selection]:
         from qure_provider.dicom.scan import ScanLimits, scan, scan_files
         from qure_provider.dicom.select import SelectionRules, select
         from qure_provider.store import open_path
 
         folder = open_path(export)
         if not folder.is_dir():
-            raise FileNotFoundError("The export folder does not exist: check 'export' and that the PACS wrote it.")
+            raise FileNotFoundError(
+                f"There is no folder {export!r} (night {night}): check 'export', [qure] timezone, and whether the PACS "
+                "wrote it."
+            )
         files = _as_list(self.files)
         limits = ScanLimits(files=settings.max_files(), header_bytes=settings.max_header_bytes())
         scanned = scan_files(folder, files, limits=limits) if files else scan(folder, limits=limits)
@@ -266,6 +269,7 @@ def _owed(
 
 def _counts(scanned: Scan, selection: Selection, entries: list[PlannedSeries]) -> dict[str, Any]:
     from qure_provider.dicom.model import Fate
+    from qure_provider.dicom.reasons import may_be_dicom
 
     passed_over = [*scanned.passed_over, *selection.passed_over]
     fates = Counter(item.fate for item in passed_over)
@@ -281,6 +285,7 @@ def _counts(scanned: Scan, selection: Selection, entries: list[PlannedSeries]) -
         "resources": sum(len(entry.rows) for entry in entries),
         "bytes": sum(item.series.size for item in selection.selected),
         "warnings": dict(sorted(Counter(_warnings(selection.selected)).items())),
+        "unfit": sum(item.fate is Fate.QUARANTINED and may_be_dicom(item.path, item.reason) for item in passed_over),
         "lost": [],
         "shrunk": [
             settings.short_ref(entry.selected.series.series_instance_uid) for entry in entries if entry.has_shrunk

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from qure_provider import settings
 from qure_provider.operators.plan import PLAN
@@ -28,6 +28,7 @@ def problems_of_plan(store: Store, run: RunRow) -> Iterator[str]:
     from qure_provider.dicom.reasons import Quarantine
     from qure_provider.dicom.select import Reason
 
+    plan = store.read_json(f"{run.folder}/{PLAN}")
     held = (
         *(Quarantine.TWO_PATIENTS, Quarantine.TWO_STUDIES, Quarantine.TWO_SERIES, Quarantine.TWO_MODALITIES),
         *(Quarantine.DIFFERENT_COPIES, Reason.INCOMPLETE),
@@ -35,6 +36,13 @@ def problems_of_plan(store: Store, run: RunRow) -> Iterator[str]:
     for reason in held:
         if number := run.counts["reasons"].get(f"quarantined: {reason.value}"):
             yield f"{number} files were held back, {reason.value}: see passed_over.jsonl, and export them again."
+    if not plan["is_whole"] and (left := _reasons(run, "not selected", "quarantined")):
+        yield f"Of the files that were chosen, some were not sent: {left}."
+    elif (unfit := run.counts["unfit"]) and not settings.allow_quarantined():
+        yield (
+            f"{unfit} files that may be images are quarantined and were not sent ({_reasons(run, 'quarantined')}): see "
+            "passed_over.jsonl. Where a site has always some, [qure] allow_quarantined says that they are in order."
+        )
     if shrunk := run.counts["shrunk"]:
         yield (
             f"Fewer images than the service has of series {_named(shrunk)}: nothing was sent, since the service does "
@@ -45,16 +53,23 @@ def problems_of_plan(store: Store, run: RunRow) -> Iterator[str]:
             f"The store has lost what an earlier night planned of {_named(lost)}, which are still owed: export them "
             "again."
         )
-    if late := _late(store, run):
+    if late := _late(plan, run):
         yield f"{late} files came into the export after it was read, and were not sent: run the night again."
 
 
-def _late(store: Store, run: RunRow) -> int:
+def _reasons(run: RunRow, *fates: str) -> str:
+    return "; ".join(
+        f"{number} {reason.partition(': ')[2]}"
+        for reason, number in run.counts["reasons"].items()
+        if reason.partition(": ")[0] in fates
+    )
+
+
+def _late(plan: Mapping[str, Any], run: RunRow) -> int:
     """Count the files that came after the plan had listed the export; none where it is gone, or files were chosen."""
     from qure_provider.dicom.export import export_at
     from qure_provider.store import open_path
 
-    plan = store.read_json(f"{run.folder}/{PLAN}")
     folder = open_path(plan["export"])
     if not plan["is_whole"] or not folder.is_dir():
         return 0

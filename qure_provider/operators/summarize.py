@@ -226,6 +226,13 @@ class QureSummarizeOperator(QureOperator):
                 f"Not one of {len(rows)} resources has a result: do the connection's Source and the selection fit "
                 "what was exported?"
             )
+        if not (self.notifiers or self.deliver_to or self.rules or alerts["sent"]):
+            urgent = sum(row.meaning == Meaning.URGENT.value for row in rows)
+            if urgent:
+                problems.append(
+                    f"{urgent} urgent results, and nobody was told: name notifiers ([qure] notifiers, or the task "
+                    "group's argument), or where results are delivered."
+                )
         if alerts["failed"]:
             problems.append(f"{alerts['failed']} alerts never got through: tell the people on duty.")
         return problems

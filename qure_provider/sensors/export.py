@@ -109,6 +109,6 @@ class QureExportSensor(BaseSensorOperator):
 def _accept(verdict: Completeness) -> str:
     if verdict is Completeness.MISSING:
         raise AirflowSensorTimeout(
-            "The export folder was not there at the limit: check the path, and the PACS's export."
+            "The export folder was not there at the limit: check 'export', [qure] timezone, and the PACS's export."
         )
     return verdict.value

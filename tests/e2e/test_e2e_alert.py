@@ -57,6 +57,7 @@ def test_people_are_told_within_a_poll_and_ten_seconds_while_every_slot_uploads(
             env={
                 "AIRFLOW__QURE__STORE_ROOT": str(tmp_path / "store"),
                 "AIRFLOW__QURE__IDENTITY_POLICY": "identified",
+                "AIRFLOW__QURE__ALLOW_QUARANTINED": "True",
                 "AIRFLOW__QURE__NOTIFIERS": json.dumps(NOTIFIERS),
                 "AIRFLOW__QURE__MAX_POLL_SECONDS": str(POLL_SECONDS),
             },

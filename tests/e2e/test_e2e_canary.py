@@ -367,6 +367,7 @@ def _connect(api, service, pacs, ris, ehr, web, ehr_login, secret):
         "pacs", conn_type="dicom", host="127.0.0.1", port=pacs.port, password=secret(), extra={"called_ae_title": "X"}
     )
     api.add_connection(
+            "AIRFLOW__QURE__ALLOW_QUARANTINED": "True",
         "ris", conn_type="mllp", host="127.0.0.1", port=ris.port, password=secret(), extra={"processing_id": "T"}
     )
     basic = {"auth": "basic"}

@@ -53,6 +53,7 @@ def airflow(processes, tmp_path_factory):
         env={
             "AIRFLOW__QURE__STORE_ROOT": str(store),
             "AIRFLOW__QURE__IDENTITY_POLICY": "identified",
+            "AIRFLOW__QURE__ALLOW_QUARANTINED": "True",
             "AIRFLOW__QURE__TIMEZONE": "Asia/Kolkata",
         },
         processes=processes,

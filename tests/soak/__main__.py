@@ -147,6 +147,7 @@ def start_airflow(build, processes):
         env={
             "AIRFLOW__QURE__STORE_ROOT": str(build / "store"),
             "AIRFLOW__QURE__IDENTITY_POLICY": "identified",
+            "AIRFLOW__QURE__ALLOW_QUARANTINED": "True",
             "AIRFLOW__QURE__TIMEZONE": "UTC",
         },
         processes=processes,

@@ -67,7 +67,8 @@ class TestParsing:
                 param = dag.params.get_param(name)
                 assert param.description, name
                 assert param.schema["title"], name
-                param.resolve()
+                if name != "export" or dag.dag_id == "qure_nightly":  # whoever starts a run by hand names the folder
+                    param.resolve()
 
     def test_the_night_waits_for_its_export_and_ends_before_the_next(self, bag):
         dag = bag.dags["qure_nightly"]

@@ -86,6 +86,7 @@ def environment_of(folder, emulator):
         "AIRFLOW__QURE__EXPORT_ROOT": str(folder / "exports"),
         "AIRFLOW__QURE__STORE_ROOT": str(folder / "store"),
         "AIRFLOW__QURE__IDENTITY_POLICY": "identified",
+        "AIRFLOW__QURE__ALLOW_QUARANTINED": "True",
         "AIRFLOW__QURE__TIMEZONE": "Asia/Kolkata",
         "AIRFLOW__QURE__MAX_BATCHES": "2",
         "AIRFLOW__QURE__FIRST_POLL_SECONDS": "0.1",

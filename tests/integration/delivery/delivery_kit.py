@@ -103,7 +103,7 @@ class Onward(Hospital):
         """Plan a newer revision of a resource, which has no result yet."""
         columns = (
             "uid, route, study_id, series_instance_uid, modality, body_part, station_name, acquired, instances, facts, "
-            "doubt, planned_at, updated_at, uploaded_at"
+            "doubt, planned_at, updated_at, uploaded_at, conn_id, sent_in_parts"
         )
         self.sql(
             f"INSERT INTO resources (revision, fingerprint, reason, {columns}) "

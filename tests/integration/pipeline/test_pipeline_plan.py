@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import time
 from datetime import UTC, datetime
 
 import pydicom
@@ -291,13 +292,30 @@ class TestASeriesThatGained:
         headers = {**hospital.emulator.headers, "User-Agent": "test"}
         old = requests.get(f"{hospital.emulator.base_url}/results/{grown}", headers=headers, timeout=10).json()
         hospital.control.inject(Answer(kind="results", uid=grown, status=200, json_body=old, times=None))
-        hospital.process(hospital.plan())
+        hospital.process(hospital.plan(wait_seconds=1))
 
         with pytest.raises(NightUnresolvedError, match="may predate late images"):
             hospital.summarize()
 
         (row,) = hospital.summary()["resources"]
         assert "the very one" in row["doubt"]
+        hospital.control.clear_faults()
+        hospital.new_run("scheduled__3")
+        (row,) = hospital.night()["resources"]
+        assert (row["why"], row["doubt"], "12 images" in row["impression"]) == ("waiting", "", True)
+
+    def test_is_asked_for_until_the_new_result_comes(self, hospital, grown):
+        hospital.control.configure(recompute="stale", processing_seconds=1.5)
+        (batch,) = hospital.plan()
+        hospital.upload(batch)
+        time.sleep(1.5)  # in which the old result would be ready even if it were slow
+        hospital.compute(batch)
+
+        hospital.collect(batch)
+
+        hospital.summarize()
+        (row,) = hospital.summary()["resources"]
+        assert (row["doubt"], "12 images" in row["impression"]) == ("", True)
 
     def test_is_in_doubt_no_more_when_the_new_result_comes(self, hospital, grown):
         hospital.control.configure(recompute="stale", processing_seconds=60)
@@ -321,8 +339,49 @@ class TestASeriesThatGained:
         again.SeriesInstanceUID = film.SeriesInstanceUID
         hospital.put("xray/0.dcm", again)
         hospital.new_run("scheduled__2")
-        hospital.process(hospital.plan())
+        hospital.process(hospital.plan(wait_seconds=1))
         with pytest.raises(NightUnresolvedError, match="may predate late images"):
+            hospital.summarize()
+
+    @pytest.fixture
+    def never_fetched(self, hospital):
+        """A CT of ten slices whose result did not come in its night, and two slices more since."""
+        all_of_it = slices(12)
+        series = all_of_it[0].SeriesInstanceUID
+        for number, each in enumerate(all_of_it[:10]):
+            hospital.put(f"ct/{number}.dcm", each)
+        hospital.control.plan(series, outcome="stuck")
+        (batch,) = hospital.plan(wait_seconds=0.1)
+        hospital.upload(batch)
+        hospital.compute(batch)
+        time.sleep(0.1)
+        hospital.collect(batch)
+        for number, each in enumerate(all_of_it[10:]):
+            hospital.put(f"ct/late{number}.dcm", each)
+        hospital.new_run("scheduled__2")
+        (batch,) = hospital.plan()
+        hospital.upload(batch)
+        return series, batch
+
+    def test_does_not_take_the_result_of_fewer_images_that_nobody_fetched(self, hospital, never_fetched):
+        _, batch = never_fetched
+        hospital.control.clear_plans()
+        hospital.control.configure(recompute="stale")
+        hospital.compute(batch)
+        hospital.control.configure(processing_seconds=1.5)
+
+        hospital.collect(batch)
+
+        hospital.summarize()
+        (row,) = hospital.summary()["resources"]
+        assert (row["doubt"], "12 images" in row["impression"]) == ("", True)
+
+    def test_and_was_being_computed_then_is_in_doubt(self, hospital, never_fetched):
+        _, batch = never_fetched
+        hospital.compute(batch)
+        hospital.control.clear_plans()
+        hospital.collect(batch)
+        with pytest.raises(NightUnresolvedError, match="was computing the series already"):
             hospital.summarize()
 
     def test_one_sent_again_unchanged_is_expected_to_have_the_same_result(self, hospital):
@@ -653,7 +712,7 @@ class TestArguments:
         assert hospital.summary()["counts"]["found"] == 1
 
     def test_a_folder_that_is_not_there_is_said_so(self, hospital):
-        with pytest.raises(FileNotFoundError, match="export folder does not exist"):
+        with pytest.raises(FileNotFoundError, match=r"no folder '/no/such/folder' \(night 2026-11-20\)"):
             hospital.plan(export="/no/such/folder")
 
 
@@ -679,6 +738,26 @@ class TestWhatNobodyMayOverlook:
         hospital.xray("late", images=2)
         hospital.process(batches)
         assert "2 files came into the export after it was read" in self.problem(hospital)
+
+    def test_a_damaged_image(self, hospital, monkeypatch):
+        hospital.xray("good")
+        (hospital.export / "bad.dcm").write_bytes(b"SIMULATED")
+        hospital.process(hospital.plan())
+        assert "1 files that may be images are quarantined and were not sent (1 not DICOM)" in self.problem(hospital)
+        monkeypatch.setenv("AIRFLOW__QURE__ALLOW_QUARANTINED", "True")
+        hospital.summarize()
+
+    def test_what_was_chosen_by_hand_and_is_not_sent(self, hospital):
+        hospital.xray("good")
+        hospital.put("mr.dcm", image("MR"))
+        hospital.process(hospital.plan(files=["good/0.dcm", "mr.dcm"]))
+        assert "Of the files that were chosen, some were not sent: 1 modality not selected" in self.problem(hospital)
+
+    def test_an_urgent_result_that_nobody_is_told_of(self, hospital):
+        series = hospital.ct()[0].SeriesInstanceUID
+        hospital.control.plan(series, findings=["subdural_hemorrhage"])
+        hospital.process(hospital.plan())
+        assert "1 urgent results, and nobody was told" in self.problem(hospital)
 
     def test_which_were_not_chosen_are_in_order(self, hospital):
         hospital.xray("a")

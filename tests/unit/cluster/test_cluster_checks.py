@@ -20,7 +20,9 @@ FACTS = ExportFacts(
 )
 STUDY = {column.name: "" for column in studies.columns if column.name not in {"id", "first_seen_at"}}
 RESOURCE = {
-    **dict.fromkeys(("fingerprint", "modality", "body_part", "station_name", "acquired", "reason", "doubt"), ""),
+    **dict.fromkeys(
+        ("conn_id", "fingerprint", "modality", "body_part", "station_name", "acquired", "reason", "doubt"), ""
+    ),
     "revision": 1,
     "route": "ct",
     "study_id": 1,
