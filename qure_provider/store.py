@@ -130,6 +130,10 @@ class Store:
             shutil.copyfileobj(source, sink, 1 << 20)
         local.unlink()
 
+    def remove(self, relative: str) -> None:
+        """Remove a file; one that is not there is no error."""
+        self.path(relative).unlink(missing_ok=True)
+
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """Give a temporary local folder, on the store's own disk where that is local."""

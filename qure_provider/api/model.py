@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -146,6 +148,25 @@ class ResultAnswer:
     def file_counts(self) -> dict[str, int]:
         """How many files of each kind the service offers; says nothing of where they are."""
         return {kind: len(urls) for kind, urls in sorted(self.files.items())}
+
+    @property
+    def digest(self) -> str:
+        """Tells an answer that says something else from one that only has more files, or other addresses of them."""
+        return digest_of(self.content)
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what an answer says, but for its files.
+
+    Args:
+        content: See ``ResultAnswer.content``.
+    """
+    said = {key: _without_files(value) if key == "result" else value for key, value in content.items()}
+    return hashlib.sha256(json.dumps(_without_files(said), sort_keys=True).encode()).hexdigest()
+
+
+def _without_files(value: Any) -> Any:
+    return {key: item for key, item in value.items() if key != "files"} if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from qure_provider.api.model import Meaning, Outcome, ResourceRef, ResultAnswer,
 from qure_provider.dicom.model import Identity, SelectedSeries, Series, StudyFacts
 from qure_provider.ledger.database import LedgerError, is_current, migrate, open_engine
 from qure_provider.ledger.deliveries import OPEN_STATES, Deliveries
+from qure_provider.ledger.doubts import UNCHANGED
 from qure_provider.ledger.pseudonyms import Pseudonyms
 from qure_provider.ledger.schema import (
     acknowledged,
@@ -106,6 +107,9 @@ class ResourceRow:
     settled_at: float | None
     updated_at: float
     sent_uid: str | None = None
+    digest: str | None = None
+    baseline: str | None = None
+    sent_in_parts: bool = False
     why: Why | None = None
 
     @property
@@ -504,7 +508,10 @@ class Ledger:
             or_(
                 resources.c.outcome.is_(None),
                 resources.c.outcome.in_(unfinished),
-                and_(resources.c.outcome == Outcome.READY.value, resources.c.settled_at.is_(None)),
+                and_(
+                    resources.c.outcome == Outcome.READY.value,
+                    or_(resources.c.settled_at.is_(None), resources.c.doubt == UNCHANGED),
+                ),
             ),
         )
         is_not_sent = and_(
@@ -709,6 +716,7 @@ class Ledger:
             values["settled_at"] = now
         with self._engine.begin() as connection:
             if answer.outcome is Outcome.READY:
+                values["digest"] = answer.digest
                 values["ready_at"] = func.coalesce(resources.c.ready_at, now)
             connection.execute(update(resources).where(resources.c.id == resource_id).values(**values))
 
@@ -746,6 +754,26 @@ class Ledger:
         )
         with self._engine.begin() as connection:
             return connection.scalar(query)
+
+    def lacks_result_before(self, resource_id: int) -> bool:
+        """Return whether other images were sent as this resource before, and no result of them was ever fetched."""
+        older = resources.alias()
+        query = (
+            select(func.count(), func.count(older.c.store_path))
+            .join(resources, and_(resources.c.uid == older.c.uid, resources.c.revision > older.c.revision))
+            .where(resources.c.id == resource_id, older.c.fingerprint != resources.c.fingerprint)
+        )
+        with self._engine.begin() as connection:
+            revisions, results = connection.execute(query).one()
+        return bool(revisions and not results)
+
+    def mark_sent_in_parts(self, resource_ids: Iterable[int]) -> None:
+        """Record that a part of these was sent by an earlier try, so that the service may have computed that alone."""
+        self._update(resource_ids, sent_in_parts=True)
+
+    def record_baseline(self, resource_id: int, digest: str) -> None:
+        """Record what the service said before it was asked to compute anew; an empty text where it had nothing."""
+        self._update([resource_id], baseline=digest)
 
     def mark_settled(self, resource_ids: Iterable[int]) -> None:
         """Record that the set of files of these ready resources has stopped growing, or was waited for long enough."""
@@ -993,7 +1021,8 @@ _FINISHED = frozenset({Outcome.READY.value, Outcome.INVALID.value, Outcome.UNSUP
 
 def _why_known(known: RowMapping) -> Why:
     is_ready = known["outcome"] == Outcome.READY.value
-    is_finished = known["outcome"] in _FINISHED and (not is_ready or known["settled_at"] is not None)
+    is_settled = known["settled_at"] is not None and known["doubt"] != UNCHANGED
+    is_finished = known["outcome"] in _FINISHED and (not is_ready or is_settled)
     return Why.DONE if is_finished else Why.WAITING
 
 
@@ -1092,6 +1121,9 @@ def _resource_row(row: RowMapping, identity: Identity, why: Why | None) -> Resou
         settled_at=row["settled_at"],
         updated_at=row["updated_at"],
         sent_uid=row["sent_uid"],
+        digest=row["digest"],
+        baseline=row["baseline"],
+        sent_in_parts=row["sent_in_parts"],
         why=why,
     )
 

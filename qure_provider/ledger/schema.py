@@ -100,6 +100,9 @@ resources = Table(
     Column("settled_at", Float),
     Column("updated_at", Float, nullable=False),
     Column("sent_uid", _UID),
+    Column("digest", String(64)),
+    Column("baseline", String(64)),
+    Column("sent_in_parts", Boolean, nullable=False, default=False),
     UniqueConstraint("uid", "revision"),
     Index(None, "study_id"),
     Index(None, "sent_uid"),
@@ -108,7 +111,8 @@ resources = Table(
 )
 """An X-ray image or a CT series as it was sent; one that gained images since is a new revision. No key is given twice,
 so that what was once delivered is never taken for the result of another image. ``sent_uid`` is what the service knows
-it by where it was de-identified."""
+it by where it was de-identified; ``digest`` is of what the service last said when ready, ``baseline`` of what it said
+before it was asked to compute anew (empty where it had nothing); ``sent_in_parts``: over several tries."""
 
 identity_maps = Table(
     "identity_maps",

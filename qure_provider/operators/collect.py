@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -15,6 +15,7 @@ from airflow.sdk.exceptions import TaskDeferralTimeout
 from qure_provider import settings
 from qure_provider.delivery.rules import rules_from
 from qure_provider.ledger.batch_ref import BatchRef
+from qure_provider.ledger.doubts import UNCHANGED
 from qure_provider.operators.base import QureOperator
 from qure_provider.operators.dry_run import ShowOnly, show_only_of
 from qure_provider.operators.troubles import tell_of_results, tell_of_troubles
@@ -22,6 +23,7 @@ from qure_provider.operators.work import BatchWork, open_batch
 from qure_provider.retries import StepIncompleteError
 from qure_provider.triggers.alerts import Paging, check_paging
 from qure_provider.triggers.results import (
+    STABLE_LIMIT_SECONDS,
     QureResultsTrigger,
     ResultsEvent,
     Wake,
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
     from qure_provider.ledger.ledger import ResourceRow
 
 PARALLEL = 4
-UNCHANGED = "may predate late images: the result is the very one that the images had before they changed"
+ALERTS = 16
+"""How many results people are told of at once; a notifier that hangs must not hold up the others."""
 DELIVER_SECONDS = 600.0
 """How long a batch, and the run, delivers at most at its end; the rest goes by qure_redeliver."""
 BETWEEN_SECONDS = 10.0
@@ -165,40 +168,54 @@ class QureCollectBatchOperator(QureOperator):
     def _take(
         self, context: Context, work: BatchWork, hook: QureHook, rows: list[ResourceRow], done: set[int]
     ) -> dict[int, Exception]:
-        """Ask for every row's result, tell people of the urgent ones, and fetch what is ready.
+        """Ask for every row's result, tell people of the urgent ones as they come, and fetch what is ready.
 
         A question that failed leaves its row to be asked again by the trigger, and so does a service that is away: it
-        is not waited for here. One image alone may be denied for its own sake, or for a moment after its upload.
+        is not waited for here. One image alone may be denied for its own sake, or for a moment after its upload; and
+        an answer to one that blames the settings holds back no other.
 
         Returns:
-            The rows whose files could not be fetched, and why.
+            The rows that could not be asked for or whose files could not be fetched, and why.
+
+        Raises:
+            QureSettingsError: If every answer says that a setting is wrong.
         """
         from qure_provider.api.errors import QureRejectedError, QureSettingsError
         from qure_provider.api.model import Outcome
 
         ready: list[tuple[ResourceRow, ResultAnswer]] = []
+        failed: dict[int, Exception] = {}
         denied = 0
-        for row, answer, error in _in_parallel(_Questions(hook).ask, rows):
-            work.check()
-            if isinstance(error, QureRejectedError):
-                work.ledger.record_failure([row.id], Outcome.FAILED, str(error))
-            elif error is not None:
-                self.log.warning("A question failed: resource=%s error=%s", settings.short_ref(row.uid), error)
-            elif answer is not None and answer.outcome is Outcome.READY:
-                ready.append((row, answer))
-            elif answer is not None:
-                denied += answer.outcome is Outcome.DENIED
-                work.ledger.record_answer(row.id, answer, settled=row.id in done and _is_taken(answer))
-        if denied == len(rows) > 1 and denied == sum(row.uploaded_at is not None for row in work.rows()):
-            raise QureSettingsError(
-                "The service denies every result of this batch: check the connection's Source, and that the images "
-                "were sent to the same workspace."
-            )
-        ready.sort(key=lambda pair: not self._paging().wants(pair[1]))
-        with ThreadPoolExecutor(1) as pool:  # a notifier that hangs must not hold up what it is about
-            alerts = pool.submit(self._alert, run_facts(context), work, ready)
-            failed = self._fetch_all(work, hook, ready, done)
-            alerts.result()
+        alerts: list[Future[None]] = []
+        facts = run_facts(context)
+        with ThreadPoolExecutor(ALERTS) as pool:
+            for row, answer, error in _in_parallel(_Questions(hook).ask, rows):
+                work.check()
+                if isinstance(error, QureSettingsError):
+                    failed[row.id] = error
+                    work.ledger.record_failure([row.id], row.outcome or Outcome.PENDING, f"asking: {error}")
+                elif isinstance(error, QureRejectedError):
+                    work.ledger.record_failure([row.id], Outcome.FAILED, str(error))
+                elif error is not None:
+                    self.log.warning("A question failed: resource=%s error=%s", settings.short_ref(row.uid), error)
+                elif answer is not None and answer.outcome is Outcome.READY:
+                    ready.append((row, answer))
+                    if self._paging().wants(answer):
+                        alerts.append(pool.submit(self._alert, facts, work, row, answer))
+                elif answer is not None:
+                    denied += answer.outcome is Outcome.DENIED
+                    work.ledger.record_answer(row.id, answer, settled=row.id in done and _is_taken(answer))
+            if len(failed) == len(rows):
+                raise next(iter(failed.values()))
+            if denied == len(rows) > 1 and denied == sum(row.uploaded_at is not None for row in work.rows()):
+                raise QureSettingsError(
+                    "The service denies every result of this batch: check the connection's Source, and that the images "
+                    "were sent to the same workspace."
+                )
+            ready.sort(key=lambda pair: not self._paging().wants(pair[1]))
+            failed |= self._fetch_all(work, hook, ready, done)
+            for alert in alerts:
+                alert.result()
         return failed
 
     def _fetch_all(
@@ -223,18 +240,18 @@ class QureCollectBatchOperator(QureOperator):
         return failed
 
     def _is_second_look(self, row: ResourceRow, answer: ResultAnswer) -> bool:
-        """Whether a result has the files that it had when this task last looked, long enough ago."""
+        """Whether a result says the same, with as many files, as when this task last looked, long enough ago."""
         from qure_provider.api.model import Outcome
 
-        is_same = row.outcome is Outcome.READY and row.file_counts == answer.file_counts
-        return is_same and time.time() - row.updated_at >= self._pace()["settle"]
+        if row.outcome is not Outcome.READY or row.digest != answer.digest or row.file_counts != answer.file_counts:
+            return False
+        now = time.time()
+        has_files = bool(answer.files) or now - (row.ready_at or now) >= STABLE_LIMIT_SECONDS
+        return has_files and now - row.updated_at >= self._pace()["settle"]
 
-    def _alert(self, facts: Mapping[str, str], work: BatchWork, ready: list[tuple[ResourceRow, ResultAnswer]]) -> None:
-        """Tell people of urgent results that nobody was told of yet; the trigger told them of those that it saw."""
-        about = {
-            row.id: alert_about(answer, facts_of(row, facts)) for row, answer in ready if self._paging().wants(answer)
-        }
-        tell_of_results(work.ledger, self.notifiers, about)
+    def _alert(self, facts: Mapping[str, str], work: BatchWork, row: ResourceRow, answer: ResultAnswer) -> None:
+        """Tell people of an urgent result that nobody was told of yet; the trigger told them of those that it saw."""
+        tell_of_results(work.ledger, self.notifiers, {row.id: alert_about(answer, facts_of(row, facts))})
 
     def _deliver(self, context: Context, work: BatchWork, rows: Sequence[ResourceRow], *, seconds: float) -> None:
         """Take what was fetched onward. What cannot be delivered now is owed, and does not hold the batch."""
@@ -276,30 +293,29 @@ class QureCollectBatchOperator(QureOperator):
 
 
 class _Questions:
-    """Questions to a service that may be away: once two failed and none was answered, the others are not asked."""
+    """Questions to a service that may be away: once two in a row got no answer, the others are not asked."""
 
     def __init__(self, hook: QureHook) -> None:
         self._hook = hook
-        self._answered = self._failed = 0
+        self._failed = 0
 
     def ask(self, row: ResourceRow) -> ResultAnswer:
         from qure_provider.api.errors import QureTransientError
 
-        if self._failed > 1 and not self._answered:
+        if self._failed > 1:
             raise QureTransientError("not asked: the service does not answer")
         try:
             answer = self._hook.result(row.ref, tries=1)
         except QureTransientError:
             self._failed += 1
             raise
-        self._answered += 1
+        self._failed = 0
         return answer
 
 
 def _fetch(work: BatchWork, hook: QureHook, row: ResourceRow, answer: ResultAnswer, *, is_settled: bool) -> None:
     from qure_provider.api.errors import QureRejectedError
     from qure_provider.operators.fetching import fetch_result
-    from qure_provider.operators.returning import return_answer
     from qure_provider.store import result_folder
 
     work.check()
@@ -308,7 +324,6 @@ def _fetch(work: BatchWork, hook: QureHook, row: ResourceRow, answer: ResultAnsw
         way_back = work.ledger.pseudonyms.way_back(row.id)
         if way_back is None:
             raise QureRejectedError("the ledger has forgotten what was sent in place of whose it is; recompute it")
-        answer = return_answer(answer, way_back)
     study = row.identity.study_instance_uid
     folder = result_folder(study, row.series_instance_uid, row.uid, row.route, row.revision)
     fetch_result(
@@ -322,20 +337,26 @@ def _fetch(work: BatchWork, hook: QureHook, row: ResourceRow, answer: ResultAnsw
         series_instance_uid=row.series_instance_uid,
         way_back=way_back,
     )
-    if _is_unchanged(work, row, answer):
+    is_unchanged = row.doubt in {"", UNCHANGED} and _is_unchanged(work, row, answer, folder)
+    if is_unchanged:
         work.ledger.record_doubt(row.id, UNCHANGED)
     elif row.doubt == UNCHANGED:
         work.ledger.record_doubt(row.id, "")
-    work.ledger.record_answer(row.id, answer, store_path=folder, settled=is_settled)
+    work.ledger.record_answer(row.id, answer, store_path=folder, settled=is_settled and not is_unchanged)
 
 
-def _is_unchanged(work: BatchWork, row: ResourceRow, answer: ResultAnswer) -> bool:
+def _is_unchanged(work: BatchWork, row: ResourceRow, answer: ResultAnswer, folder: str) -> bool:
     """Whether images that changed have the very answer that they had before."""
+    from qure_provider.api.model import digest_of
+
+    if answer.digest == row.baseline:
+        return True
     before = work.ledger.result_before_change(row.id) if row.revision > 1 else None
     if before is None:
         return False
     try:
-        return bool(work.store.read_json(f"{before}/answer.json") == answer.content)
+        old, new = (work.store.read_json(f"{place}/answer.json") for place in (before, folder))
+        return digest_of(old) == digest_of(new)
     except (FileNotFoundError, ValueError):
         return False
 
@@ -358,14 +379,12 @@ def _end_waiting(work: BatchWork, left: Iterable[ResourceRow]) -> None:
 def _in_parallel(
     action: Callable[[ResourceRow], _T], rows: Sequence[ResourceRow]
 ) -> Iterable[tuple[ResourceRow, _T | None, Exception | None]]:
-    """Apply an action to each row, a few at once, in order; a wrong setting stops it, other errors are returned."""
-    from qure_provider.api.errors import QureError, QureSettingsError, QureTransientError
+    """Apply an action to each row, a few at once; return what became of each as it comes."""
+    from qure_provider.api.errors import QureError, QureTransientError
 
     def attempt(row: ResourceRow) -> tuple[ResourceRow, _T | None, Exception | None]:
         try:
             return row, action(row), None
-        except QureSettingsError:
-            raise
         except QureError as error:
             return row, None, error
         except OSError as error:
@@ -373,4 +392,8 @@ def _in_parallel(
             return row, None, QureTransientError(f"the store could not be used ({problem}): check its disk and access")
 
     with ThreadPoolExecutor(PARALLEL) as pool:
-        yield from pool.map(attempt, rows)
+        try:
+            for future in as_completed([pool.submit(attempt, row) for row in rows]):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.definitions.context import Context
 
 from qure_provider import settings
+from qure_provider.ledger.doubts import STALE, UNDER_WAY
 from qure_provider.operators.base import QureOperator, as_bool
-from qure_provider.operators.work import open_batch
+from qure_provider.operators.work import BatchWork, open_batch
 from qure_provider.retries import StepIncompleteError
 
 if TYPE_CHECKING:
     from qure_provider.hooks.qure import QureHook
-
-STALE = "may predate late images: the service said that the series had been computed before it grew"
+    from qure_provider.ledger.ledger import ResourceRow
 
 
 class QureComputeOperator(QureOperator):
@@ -64,6 +64,9 @@ class QureComputeOperator(QureOperator):
 class QureComputeBatchOperator(QureOperator):
     """Trigger computation of a batch's CT series that are uploaded and were not queued yet.
 
+    One that grew, or was sent over several tries, may have been computed in part by the service itself: it is computed
+    again, and what the service said before is kept, so that it is not taken for the new result.
+
     Args:
         batch: One of the batches that the plan returned.
         store_root: The store's root; None for ``[qure] store_root``.
@@ -90,17 +93,42 @@ class QureComputeBatchOperator(QureOperator):
             failures: list[tuple[str, Exception]] = []
             with QureHook(self.qure_conn_id, operator=type(self).__name__) as hook:
                 for row in todo:
-                    error, already = _compute(hook, row.ref.uid, recompute=row.revision > 1)
+                    is_again = row.revision > 1 or row.sent_in_parts
+                    error = _keep_baseline(work, hook, row) if is_again else None
+                    already = False
+                    if error is None:
+                        error, already = _compute(hook, row.ref.uid, recompute=is_again)
                     work.check()
                     if error:
                         failures.append((settings.short_ref(row.uid), error))
                         work.ledger.record_failure([row.id], Outcome.NOT_COMPUTED, f"compute: {error}")
                         continue
                     work.ledger.mark_computed([row.id])
-                    if already and row.revision > 1:
+                    if already and is_again:
                         work.ledger.record_doubt(row.id, STALE)
             if failures:
                 raise StepIncompleteError("Computing", failures, len(todo))
+
+
+def _keep_baseline(work: BatchWork, hook: QureHook, row: ResourceRow) -> Exception | None:
+    """Keep what the service says before it computes anew, where that may be of fewer images and nobody fetched it.
+
+    What it was computing when asked cannot be told from what it computes afterwards, so that stays in doubt.
+    """
+    from qure_provider.api.errors import QureRejectedError, QureTransientError
+    from qure_provider.api.model import Outcome
+
+    is_known = row.baseline is not None or (not row.sent_in_parts and not work.ledger.lacks_result_before(row.id))
+    if is_known:
+        return None
+    try:
+        answer = hook.result(row.ref)
+    except (QureTransientError, QureRejectedError) as error:
+        return error
+    if answer.outcome is Outcome.PENDING:
+        work.ledger.record_doubt(row.id, UNDER_WAY)
+    work.ledger.record_baseline(row.id, answer.digest if answer.outcome is Outcome.READY else "")
+    return None
 
 
 def _compute(hook: QureHook, uid: str, *, recompute: bool) -> tuple[Exception | None, bool]:

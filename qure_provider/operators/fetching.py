@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qure_provider.api.errors import QureRejectedError, QureTransientError
+from qure_provider.api.model import digest_of
 from qure_provider.hooks.media import Media
-from qure_provider.operators.returning import Returned, return_files
+from qure_provider.operators.returning import Returned, return_answer, return_files
 from qure_provider.reports.result import Asset, HeldFile, Result
 
 if TYPE_CHECKING:
@@ -36,15 +37,16 @@ def fetch_result(
 ) -> Result:
     """Download the files of a ready result that the store does not hold yet, then write ``result.json``.
 
-    ``result.json`` is written last: where it is, all that it names is there. A late file is an addition. An expired URL
-    is answered by asking for the result again. What was de-identified is put back before the store sees it; a file that
-    cannot be is held, beside the others.
+    Where ``result.json`` is, all that it names is there. Files of an earlier look are kept only where the service says
+    the same as then and offers as many of their kind; else they may be of another answer, and all are fetched anew. An
+    expired URL is answered by asking for the result again. What was de-identified is put back before the store sees it;
+    a file that cannot be is held, beside the others.
 
     Args:
         hook: The Qure hook.
         store: The store.
         ref: What the result was asked by.
-        answer: A ready answer, with its URLs; about the patient again where it was de-identified.
+        answer: A ready answer, with its URLs, as it came.
         folder: Where it shall lie, relative to the store's root.
         revision: Which sending of the resource it answers.
         study_instance_uid: The study, where known.
@@ -62,9 +64,11 @@ def fetch_result(
         raise QureRejectedError(
             f"the result offers {offered} files, more than the connection's max_assets of {hook.connection.max_assets}"
         )
-    known, known_held = _known(store, folder)
-    taken = [asset.name for asset in known.values()] + [Path(file.name).name for file in known_held.values()]
-    names = {*_OURS, *(name.rsplit(".", 1)[0] for name in taken)}
+    told = answer if way_back is None else return_answer(answer, way_back)
+    listed = _listed(store, folder)
+    known, known_held = _known(listed, told) if listed and _says(store, folder, told) else ({}, {})
+    before = _names(listed) if listed else set()
+    names = {*_OURS, *(Path(name).name.rsplit(".", 1)[0] for name in before)}
     assets: dict[tuple[str, int], Asset] = {}
     held: list[HeldFile] = []
     current = answer
@@ -90,7 +94,7 @@ def fetch_result(
                 held.append(HeldFile(kind, position, f"held/{item.asset.name}", str(item.held)))
                 store.put(item.path, f"{folder}/{held[-1].name}")
     result = Result.of(
-        answer,
+        told,
         tuple(assets[place] for place in _places(answer) if place in assets),
         uid=ref.own_uid,
         route=ref.route,
@@ -99,8 +103,10 @@ def fetch_result(
         series_instance_uid=series_instance_uid,
         held=tuple(held),
     )
-    store.write_json(f"{folder}/answer.json", answer.content)
     store.write_json(f"{folder}/result.json", result.to_json())
+    store.write_json(f"{folder}/answer.json", told.content)  # last: until then the files count as another answer's
+    for name in before - _names(result):
+        store.remove(f"{folder}/{name}")
     return result
 
 
@@ -131,19 +137,40 @@ def _returned(
     return dict(zip(fetched, return_files([*fetched.values()], way_back, copies, before), strict=True))
 
 
-def _known(store: Store, folder: str) -> tuple[dict[tuple[str, int], Asset], dict[tuple[str, int], HeldFile]]:
-    """Return what an earlier look brought, by kind and position; nothing where its listing cannot be read."""
+def _listed(store: Store, folder: str) -> Result | None:
+    """Return what an earlier look brought; None where there was none or its listing cannot be read."""
     path = f"{folder}/result.json"
     try:
-        result = Result.from_json(store.read_json(path)) if store.exists(path) else None
+        return Result.from_json(store.read_json(path)) if store.exists(path) else None
     except ValueError:
-        result = None
-    if result is None:
-        return {}, {}
-    held = {(file.kind, file.position): file for file in result.held}
+        return None
+
+
+def _says(store: Store, folder: str, answer: ResultAnswer) -> bool:
+    """Whether the stored answer says the same."""
+    try:
+        content = store.read_json(f"{folder}/answer.json")
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(content, dict) and digest_of(content) == answer.digest
+
+
+def _names(result: Result) -> set[str]:
+    return {asset.name for asset in result.assets} | {file.name for file in result.held}
+
+
+def _known(
+    listed: Result, answer: ResultAnswer
+) -> tuple[dict[tuple[str, int], Asset], dict[tuple[str, int], HeldFile]]:
+    """Return by kind and position what can be kept: of the kinds that have neither gained nor lost a file."""
+    counts = Counter(asset.kind for asset in listed.assets) + Counter(file.kind for file in listed.held)
+    kept = {kind for kind, count in counts.items() if count == answer.file_counts.get(kind)}
+    held = {(file.kind, file.position): file for file in listed.held if file.kind in kept}
     positions: Counter[str] = Counter()
     known = {}
-    for asset in result.assets:
+    for asset in listed.assets:
+        if asset.kind not in kept:
+            continue
         while (asset.kind, positions[asset.kind]) in held:
             positions[asset.kind] += 1
         known[asset.kind, positions[asset.kind]] = asset
@@ -170,7 +197,10 @@ def _download(
     try:
         downloaded = hook.download(_url(answer, kind, position), target)
     except ExpiredUrlError:
-        answer = hook.result(ref)
+        fresh = hook.result(ref)
+        if fresh.digest != answer.digest:
+            raise QureTransientError("the result changed while its files were fetched; it is asked for again") from None
+        answer = fresh
         downloaded = hook.download(_url(answer, kind, position), target)
     return (
         answer,

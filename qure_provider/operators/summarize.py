@@ -298,11 +298,13 @@ def _stored(store: Store, row: ResourceRow) -> tuple[Result | None, str]:
     if not row.store_path:
         return None, ""
     try:
-        return Result.from_json(store.read_json(f"{row.store_path}/result.json")), ""
+        result = Result.from_json(store.read_json(f"{row.store_path}/result.json"))
     except FileNotFoundError:
         return None, "its files are no longer in the store: were they removed?"
     except (OSError, ValueError):
         return None, "its files in the store cannot be read"
+    lacks = [] if result.assets or result.held else ["ready without any file"]
+    return result, "; ".join([*lacks, *(warning for warning in result.warnings if warning.startswith("files "))])
 
 
 def _iso(seconds: float) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from qure_provider.triggers.alerts import Alert, Entry, channel_of, send, send_to_all
-from qure_provider.triggers.results import facts_of
+from qure_provider.triggers.results import alert_of
 
 if TYPE_CHECKING:
     from qure_provider.ledger.deliveries import DeliveryRow
@@ -53,7 +53,7 @@ def tell_again(
     by_id = {row.id: row for row in rows} if notifiers else {}
     channels = {channel_of(notifier) for notifier in notifiers}
     unsent = {resource_id for resource_id, channel in ledger.unsent_alerts(by_id) if channel in channels}
-    tell_of_results(ledger, notifiers, {number: _about(by_id[number], facts) for number in sorted(unsent)})
+    tell_of_results(ledger, notifiers, {number: alert_of(by_id[number], facts) for number in sorted(unsent)})
 
 
 def tell_of_troubles(
@@ -122,17 +122,8 @@ def _tell(
     waiting = [item for item in notifiers if (row.id, channel_of(item) + suffix) not in sent]
     if not waiting:
         return
-    alert = replace(_about(row, facts), problem=problem)
+    alert = replace(alert_of(row, facts), problem=problem)
     asyncio.run(send_to_all(waiting, alert, Entry(ledger, row.id, suffix)))
-
-
-def _about(row: ResourceRow, facts: Mapping[str, str]) -> Alert:
-    return Alert(
-        product=row.usecase or "the service",
-        meaning=row.meaning.value,
-        triage=row.triage or "none",
-        **facts_of(row, facts),
-    )
 
 
 def _worst(rows: Sequence[ResourceRow]) -> ResourceRow:

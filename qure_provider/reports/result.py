@@ -78,6 +78,7 @@ class Result:
         assets: Its files.
         held: Files of it that are not handed on; only where images were de-identified.
         reason: Why there is no result, where there is none.
+        warnings: What of the answer could not be read, in fixed words.
     """
 
     uid: str
@@ -96,6 +97,7 @@ class Result:
     assets: tuple[Asset, ...] = ()
     held: tuple[HeldFile, ...] = ()
     reason: str = ""
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -128,6 +130,7 @@ class Result:
             assets=assets,
             held=held,
             reason=answer.reason,
+            warnings=answer.warnings,
         )
 
     @property
@@ -182,6 +185,7 @@ class Result:
                 assets=tuple(Asset(**asset) for asset in value["assets"]),
                 held=tuple(HeldFile(**file) for file in value.get("held", ())),
                 reason=value["reason"],
+                warnings=tuple(value.get("warnings", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ResultFormatError(f"result.json is damaged: {type(error).__name__}.") from None

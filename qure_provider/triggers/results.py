@@ -8,7 +8,7 @@ import importlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -21,7 +21,8 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from qure_provider import settings
 from qure_provider.api.errors import QureRejectedError, QureSettingsError, QureTransientError
 from qure_provider.api.model import Outcome, ResourceRef, ResultAnswer, Route
-from qure_provider.triggers.alerts import Alert, Entry, Paging, channel_of, send_to_all
+from qure_provider.ledger.doubts import UNCHANGED
+from qure_provider.triggers.alerts import Alert, Entry, Paging, channel_of, send, send_to_all
 
 if TYPE_CHECKING:
     from qure_provider.hooks.qure_async import QureAsyncClient
@@ -41,6 +42,8 @@ HOLD_SECONDS = 60.0
 CONCURRENCY = 16
 TELLING_SECONDS = 5.0
 """How long the task's wake waits for alerts that are being sent; they are sent to the end all the same."""
+TELL_AGAIN_SECONDS = 60.0
+"""Between two rounds of trying to send the batch's alerts that did not get through, of what was fetched, too."""
 GROWTH = 1.5
 
 
@@ -110,6 +113,8 @@ class Target:
         alerted: The channels that were told already.
         sending: Whether people are being told right now.
         counts: The files that it had when last asked; None where it was not ready yet.
+        digest: What it said then; None where it was not ready yet.
+        stale: What it said before its images changed; empty where nothing else is waited for.
         ready_at: When it was first seen ready, seconds since the epoch.
         since: Since when a result can be expected, seconds since the epoch.
         interval: Seconds until it is asked for again.
@@ -121,6 +126,8 @@ class Target:
     alerted: frozenset[str] = frozenset()
     sending: bool = False
     counts: Mapping[str, int] | None = None
+    digest: str | None = None
+    stale: str = ""
     ready_at: float | None = None
     since: float = field(default_factory=time.time)
     interval: float = 0.0
@@ -178,7 +185,7 @@ class QureResultsTrigger(BaseTrigger):
         self.findings = list(findings)
         self.run_facts = dict(run)
         self._paging = Paging(tuple(meanings), tuple(findings))
-        self._sending: set[asyncio.Task[None]] = set()
+        self._sending: set[asyncio.Task[Any]] = set()
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class and its arguments, for the trigger's row."""
@@ -204,6 +211,7 @@ class QureResultsTrigger(BaseTrigger):
         # Importing the client takes long enough to hold up every other trigger of the process.
         hooks = await asyncio.to_thread(importlib.import_module, "qure_provider.hooks.qure_async")
         targets = await asyncio.to_thread(self._targets)
+        telling = asyncio.create_task(self._tell_owed())
         try:
             async with hooks.shared_client(self.qure_conn_id) as client:
                 event = await self._wait(client, targets)
@@ -212,6 +220,8 @@ class QureResultsTrigger(BaseTrigger):
         except QureSettingsError as error:
             log.error("Polling stopped, a setting is wrong: %s", error)
             event = ResultsEvent(Wake.SETTINGS)
+        finally:
+            telling.cancel()
         if self.batch_id is None:
             event = replace(event, told=self._told(targets))
         yield TriggerEvent(event.to_payload())  # type: ignore[no-untyped-call]
@@ -222,7 +232,7 @@ class QureResultsTrigger(BaseTrigger):
         heapq.heapify(due)
         by_key = {target.key: target for target in targets}
         done: dict[int, float] = {}
-        settling = {target.key for target in targets if target.ready_at is not None}
+        settling = {target.key for target in targets if target.ready_at is not None and not target.stale}
         urgent: list[int] = []
         wakes_early = self.batch_id is not None
         while due:
@@ -243,8 +253,7 @@ class QureResultsTrigger(BaseTrigger):
                     done[target.key] = time.time()
                     settling.discard(target.key)
                 else:
-                    if target.ready_at is not None:
-                        settling.add(target.key)
+                    (settling.add if verdict.is_settling else settling.discard)(target.key)
                     heapq.heappush(due, (time.time() + verdict.wait, target.key))
                 if verdict.is_urgent:
                     urgent.append(target.key)
@@ -269,25 +278,59 @@ class QureResultsTrigger(BaseTrigger):
         return _Verdict(wait=self._next_interval(target, answer.retry_after))
 
     async def _ready(self, target: Target, answer: ResultAnswer) -> _Verdict:
-        now = time.time()
-        is_new = target.ready_at is None
+        now, digest = time.time(), answer.digest
+        is_first = target.ready_at is None
+        if target.stale not in {"", digest}:
+            target.stale, target.ready_at = "", now
         target.ready_at = target.ready_at or now
-        is_stable = target.counts == answer.file_counts or now - target.ready_at >= STABLE_LIMIT_SECONDS
-        target.counts = answer.file_counts
+        is_new = target.digest != digest
+        is_same = not is_new and target.counts == answer.file_counts and bool(answer.files)
+        target.digest, target.counts = digest, answer.file_counts
         is_urgent = self._paging.wants(answer)
         if is_urgent:
             self._tell(target, answer)
-        return _Verdict(is_done=is_stable and not is_new, is_urgent=is_urgent and is_new, wait=self.pace["settle"])
+        if target.stale:
+            return _Verdict(is_urgent=is_urgent and is_new, wait=self._next_interval(target, answer.retry_after))
+        is_stable = is_same or now - target.ready_at >= STABLE_LIMIT_SECONDS
+        return _Verdict(
+            is_done=is_stable and not is_first,
+            is_settling=True,
+            is_urgent=is_urgent and is_new,
+            wait=self.pace["settle"],
+        )
 
     def _tell(self, target: Target, answer: ResultAnswer) -> None:
         """Begin to tell people who were not told yet; what has begun goes on when this trigger is done."""
         waiting = [notifier for notifier in self.notifiers if channel_of(notifier) not in target.alerted]
         if waiting and not target.sending:
             target.sending = True
-            sending = asyncio.create_task(self._send(target, waiting, alert_about(answer, target.alert)))
-            for tasks in (self._sending, _UNDER_WAY):
-                tasks.add(sending)
-                sending.add_done_callback(tasks.discard)
+            self._begin(self._send(target, waiting, alert_about(answer, target.alert)))
+
+    def _begin(self, sending: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(sending)
+        for tasks in (self._sending, _UNDER_WAY):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    async def _tell_owed(self) -> None:
+        """Try again and again to send what did not get through, of results that were taken since, too."""
+        while self.batch_id is not None and self.notifiers:
+            try:
+                for notifier, row in await asyncio.to_thread(self._owed):
+                    entry = Entry(_LedgerOf(self.store_root), row.id)
+                    self._begin(send(notifier, alert_of(row, self.run_facts), entry))
+            except Exception as error:
+                log.warning("The ledger could not be asked for alerts not sent: error=%s", type(error).__name__)
+            await asyncio.sleep(TELL_AGAIN_SECONDS)
+
+    def _owed(self) -> list[tuple[Mapping[str, Any], ResourceRow]]:
+        from qure_provider.ledger.ledger import Ledger
+        from qure_provider.store import ledger_url
+
+        with Ledger.open(ledger_url(self.store_root)) as ledger:
+            rows = ledger.rows_of_batch(self.batch_id or 0)
+            unsent = ledger.unsent_alerts(row.id for row in rows)
+        return [(item, row) for row in rows for item in self.notifiers if (row.id, channel_of(item)) in unsent]
 
     async def _send(self, target: Target, notifiers: Sequence[Mapping[str, Any]], alert: Alert) -> None:
         entry = None if self.batch_id is None else Entry(_LedgerOf(self.store_root), target.key)
@@ -340,6 +383,8 @@ class QureResultsTrigger(BaseTrigger):
                 alert=facts_of(row, self.run_facts),
                 alerted=frozenset(channel for resource_id, channel in sent if resource_id == row.id),
                 counts=row.file_counts if row.ready_at is not None else None,
+                digest=row.digest,
+                stale=(row.digest or "") if row.doubt == UNCHANGED else "",
                 ready_at=row.ready_at,
                 since=row.computed_at or row.uploaded_at or time.time(),
             )
@@ -347,7 +392,7 @@ class QureResultsTrigger(BaseTrigger):
         ]
 
 
-_UNDER_WAY: set[asyncio.Task[None]] = set()
+_UNDER_WAY: set[asyncio.Task[Any]] = set()
 """Alerts that are being sent from this process, by triggers that may be done by now."""
 
 
@@ -375,6 +420,7 @@ class _LedgerOf:
 @dataclass(frozen=True, slots=True)
 class _Verdict:
     is_done: bool = False
+    is_settling: bool = False
     is_urgent: bool = False
     wait: float = 0.0
 
@@ -386,6 +432,16 @@ def alert_about(answer: ResultAnswer, facts: Mapping[str, str]) -> Alert:
         meaning=answer.meaning.value,
         triage=answer.triage or "none",
         **facts,
+    )
+
+
+def alert_of(row: ResourceRow, run: Mapping[str, str]) -> Alert:
+    """Put an alert together from what is recorded of a result."""
+    return Alert(
+        product=row.usecase or "the service",
+        meaning=row.meaning.value,
+        triage=row.triage or "none",
+        **facts_of(row, run),
     )
 
 

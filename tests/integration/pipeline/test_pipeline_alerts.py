@@ -8,7 +8,7 @@ from airflow.sdk.exceptions import TaskDeferred
 from pipeline_kit import Pager, fire
 
 from qure_provider import settings
-from qure_provider.emulator.model import Answer
+from qure_provider.emulator.model import Answer, Stall
 from qure_provider.operators.summarize import NightUnresolvedError
 from qure_provider.retries import StepIncompleteError
 from qure_provider.triggers import alerts
@@ -83,6 +83,23 @@ class TestUrgentFirst:
             hospital.collector(batch, notifiers=[Pager.callback()]).execute(hospital.context())
         hospital.meanwhile()
         assert fire(waiting.value.trigger)["wake"] == "urgent"
+
+    def test_it_does_not_wait_until_every_other_was_asked_for(self, hospital, monkeypatch):
+        first, *others = hospital.xray(images=9)
+        hospital.control.plan(first.SOPInstanceUID, findings=["nodule"])
+        for other in others:
+            hospital.control.inject(Stall(kind="results", uid=other.SOPInstanceUID, seconds=1.5))
+        (batch,) = sent(hospital)
+        hospital.control.forget_requests()
+        told = []
+
+        async def note(self, context):
+            told.append(hospital.control.count("results", status=200))
+
+        monkeypatch.setattr(Pager, "async_notify", note)
+        with pytest.raises(TaskDeferred):
+            hospital.collector(batch, notifiers=[Pager.callback()], page_on=["abnormal"]).execute(hospital.context())
+        assert told[0] < 9
 
     def test_urgent_ones_are_fetched_first(self, hospital):
         films = hospital.xray(images=6)
@@ -209,6 +226,26 @@ class TestANotifierThatFails:
         hospital.collect(batch, notifiers=[Pager.callback()])
         assert Pager.told == [("triggerer", ref(first))]
         assert Pager.tries == 3
+
+    def test_is_tried_again_while_others_are_waited_for(self, hospital, monkeypatch):
+        monkeypatch.setattr(results_trigger, "TELL_AGAIN_SECONDS", 0.1)
+        monkeypatch.setattr(alerts, "PAUSES_SECONDS", (0.0,))
+        first, second = hospital.ct("a")[0], hospital.ct("b")[0]
+        batch, *_ = sent(hospital, first.SeriesInstanceUID)
+        hospital.sql("UPDATE planned SET batch_id = :batch", batch=batch["batch_id"])
+        hospital.control.plan(second.SeriesInstanceUID, outcome="stuck")
+
+        async def late(self, context):
+            Pager.tries += 1
+            if Pager.tries < 8:
+                raise OSError("pager down")
+            Pager.told.append((Pager.where, self.message))
+            hospital.control.clear_plans()  # only now is there an end to waiting for the other
+
+        monkeypatch.setattr(Pager, "async_notify", late)
+        hospital.collect(batch, notifiers=[Pager.callback()])
+        assert Pager.told == [("triggerer", ref(first))]
+        assert hospital.rows()[first.SeriesInstanceUID].is_resolved
 
     def test_is_tried_once_more_when_the_night_ends(self, hospital):
         first = hospital.ct()[0]

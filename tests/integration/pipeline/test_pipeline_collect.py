@@ -4,15 +4,17 @@ import json
 import os
 import time
 
+import pydicom
 import pytest
 from airflow.sdk.bases.operator import TriggerFailureReason
 from airflow.sdk.exceptions import TaskDeferred
 from airflow.triggers.base import TriggerEvent
-from pipeline_kit import QUICK, fire, slices
+from pipeline_kit import QUICK, Pager, fire, slices
 
 from qure_provider.api.errors import QureSettingsError
 from qure_provider.emulator.model import Answer, MissingFiles, Reset, Truncate
 from qure_provider.ledger.ledger import LeaseLostError
+from qure_provider.operators import collect as collect_module
 from qure_provider.operators import fetching
 from qure_provider.operators.collect import PARALLEL, QureCollectBatchOperator
 from qure_provider.operators.summarize import NightUnresolvedError
@@ -292,6 +294,31 @@ class TestAResultBeforeItsFiles:
         hospital.collect(batch)
         assert hospital.rows()[film.SOPInstanceUID].settled_at
 
+    def test_one_without_any_file_is_waited_for_that_long(self, hospital, monkeypatch):
+        (film,) = hospital.xray()
+        kinds = ("report_pdf", "report_sr")
+        hospital.control.plan(film.SOPInstanceUID, kinds=kinds, delays=dict.fromkeys(kinds, 2.0))
+        batch = uploaded(hospital)
+        hospital.collect(batch)
+        assert len(hospital.result(hospital.rows()[film.SOPInstanceUID])["assets"]) == 2
+
+    def test_and_then_the_night_says_so(self, hospital, monkeypatch):
+        for module in (trigger_module, collect_module):
+            monkeypatch.setattr(module, "STABLE_LIMIT_SECONDS", 0.2)
+        (film,) = hospital.xray()
+        hospital.control.plan(film.SOPInstanceUID, kinds=())
+        hospital.collect(uploaded(hospital))
+        with pytest.raises(NightUnresolvedError, match="ready without any file"):
+            hospital.summarize()
+
+    def test_and_so_it_does_of_files_that_have_no_address(self, hospital):
+        (film,) = hospital.xray()
+        patch = {"result": {"files": {"report_sr": ["/media/report.dcm"]}}}
+        hospital.control.plan(film.SOPInstanceUID, kinds=("report_pdf", "report_sr"), patch=patch)
+        hospital.collect(uploaded(hospital))
+        with pytest.raises(NightUnresolvedError, match="files passed over: not an http or https address"):
+            hospital.summarize()
+
     def test_the_limit_is_300_s(self):
         assert trigger_module.STABLE_LIMIT_SECONDS == 300
 
@@ -415,7 +442,7 @@ class TestAFileThatCannotBeFetched:
         monkeypatch.setenv("AIRFLOW_CONN_QURE_DEFAULT", json.dumps(fields))
         bad, good = hospital.xray(images=2)
         hospital.control.plan(bad.SOPInstanceUID, kinds=("report_pdf",))
-        hospital.control.plan(good.SOPInstanceUID, kinds=())
+        hospital.control.plan(good.SOPInstanceUID, kinds=("sc_thumbnail",))
         batch = uploaded(hospital)
         hospital.collect(batch)
         rows = hospital.rows()
@@ -424,6 +451,61 @@ class TestAFileThatCannotBeFetched:
         assert "max_asset_bytes" in rows[bad.SOPInstanceUID].reason
         with pytest.raises(NightUnresolvedError, match="max_asset_bytes"):
             hospital.summarize()
+
+
+class TestAnAnswerThatChanges:
+    """The service may say something else when it is asked again, with as many files."""
+
+    @pytest.fixture
+    def changing(self, hospital):
+        series = hospital.ct()[0].SeriesInstanceUID
+        hospital.control.plan(series, findings=[], kinds=("report_sr",))
+        batch = uploaded(hospital)
+
+        def change():
+            hospital.control.plan(series, findings=["intracranial_hemorrhage"], kinds=("report_sr",))
+
+        return series, batch, change
+
+    def test_brings_its_own_files_and_keeps_none_of_before(self, hospital, changing):
+        series, batch, hospital.meanwhile = changing
+        hospital.collect(batch)
+
+        row = hospital.rows()[series]
+        (asset,) = hospital.result(row)["assets"]
+        report = pydicom.dcmread(hospital.root / row.store_path / asset["name"])
+        texts = [str(element.value) for element in report.iterall() if element.keyword == "TextValue"]
+        assert row.meaning == "urgent"
+        assert any("emorrhage" in text for text in texts), texts
+        assert [path.name for path in (hospital.root / row.store_path).glob("*.dcm")] == [asset["name"]]
+
+    def test_wakes_the_task_at_once_where_it_is_urgent_now(self, hospital, changing):
+        _, batch, hospital.meanwhile = changing
+        hospital.collect(batch)
+        assert hospital.events[0]["wake"] == "urgent"
+
+    def test_is_looked_at_again(self, hospital, changing):
+        series, batch, change = changing
+        deferral(hospital, batch, settle_seconds=0.2)
+        time.sleep(0.25)
+        change()
+        deferral(hospital, batch, settle_seconds=0.2)
+        assert hospital.rows()[series].settled_at is None
+
+    def test_while_an_address_is_asked_for_anew_is_not_mixed_with_the_old(self, hospital, changing):
+        series, batch, change = changing
+        hospital.control.inject(Answer(kind="asset", status=403, times=None))
+        real = fetching._download
+
+        def late(*arguments):
+            change()
+            return real(*arguments)
+
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(fetching, "_download", late)
+            with pytest.raises(StepIncompleteError, match="changed while its files were fetched"):
+                hospital.collect(batch)
+        assert hospital.rows()[series].store_path is None
 
 
 class TestWhatLiesInTheStore:
@@ -517,6 +599,29 @@ class TestTheServicesErrors:
         begun = time.monotonic()
         fire(waiting.trigger)
         assert time.monotonic() - begun >= 2
+
+    @pytest.mark.parametrize("status", [401, 403, 302])
+    def test_an_answer_to_one_that_blames_the_settings_holds_back_no_other(self, hospital, status):
+        urgent, refused, later = (hospital.ct(name)[0].SeriesInstanceUID for name in "abc")
+        batches = hospital.plan()
+        for batch in batches:
+            hospital.upload(batch)
+            hospital.compute(batch)
+        hospital.sql("UPDATE planned SET batch_id = :batch", batch=batches[0]["batch_id"])
+        hospital.control.plan(urgent, findings=["intracranial_hemorrhage"], kinds=("report_pdf",))
+        hospital.control.plan(later, processing_seconds=1.0, kinds=("report_pdf",))
+        headers = {"Location": "https://login.example/"} if status == 302 else {}
+        hospital.control.inject(Answer(kind="results", uid=refused, status=status, times=None, headers=headers))
+
+        with pytest.raises((StepIncompleteError, QureSettingsError)) as failure:
+            hospital.collect(batches[0], notifiers=[Pager.callback()])
+
+        assert QureRetryPolicy().evaluate(failure.value, 1, 3).action.value == "fail"
+        assert len(Pager.told) == 1
+        rows = hospital.rows()
+        assert rows[urgent].is_resolved
+        assert rows[later].is_resolved
+        assert f"{status}: " in rows[refused].reason
 
     def test_one_image_outside_the_workspace_is_that_images_outcome(self, hospital, monkeypatch):
         monkeypatch.setattr(trigger_module, "GRACE_SECONDS", 0.0)

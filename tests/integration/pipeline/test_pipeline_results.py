@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from pipeline_kit import Hospital
@@ -60,8 +61,31 @@ class TestNamesOfFiles:
     def test_late_files_are_added_and_none_is_taken_for_another(self, fetched, hospital):
         fetched(sc=1)
         hospital.control.forget_requests()
+        assert fetched(a=1, sc=2) == [("a", "a.pdf"), ("sc", "sc-2.pdf"), ("sc", "sc-3.pdf")]
+        assert hospital.control.count("asset") == 3
+
+    def test_what_neither_gained_nor_lost_a_file_is_not_fetched_again(self, fetched, hospital):
+        fetched(sc=2)
+        hospital.control.forget_requests()
         assert fetched(a=1, sc=2) == [("a", "a.pdf"), ("sc", "sc-2.pdf"), ("sc", "sc.pdf")]
-        assert hospital.control.count("asset") == 2
+        assert hospital.control.count("asset") == 1
+
+    def test_a_file_that_is_put_before_another_does_not_take_its_place(self, hospital):
+        (film,) = hospital.xray()
+        hospital.control.plan(film.SOPInstanceUID, kinds=("report_pdf", "report_sr"))
+        (batch,) = hospital.plan()
+        hospital.upload(batch)
+        (row,) = hospital.rows().values()
+        store = Store(str(hospital.root))
+        with QureHook() as hook:
+            answer = hook.result(row.ref)
+            first, second = answer.files["report_pdf"], answer.files["report_sr"]
+            one = replace(answer, files={"sc": first})
+            both = replace(answer, files={"sc": (*second, *first)})
+            kept = fetch_result(hook, store, row.ref, one, "one").assets[0]
+            assets = fetch_result(hook, store, row.ref, both, "one").assets
+        assert kept.sha256 in {asset.sha256 for asset in assets}
+        assert len({asset.sha256 for asset in assets}) == 2
 
 
 class TestTheSummary:

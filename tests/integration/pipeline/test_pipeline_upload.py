@@ -1,5 +1,6 @@
 import json
 import os
+import time
 from dataclasses import replace
 
 import pydicom
@@ -11,6 +12,7 @@ from qure_provider.api.errors import QureSettingsError, QureTransientError
 from qure_provider.emulator.model import Answer, LicenseExpired, LoseFiles, Reset
 from qure_provider.hooks.qure import QureHook
 from qure_provider.hooks.upload import UploadFailure, UploadReport, UploadRun
+from qure_provider.ledger.doubts import STALE
 from qure_provider.ledger.ledger import LeaseLostError
 from qure_provider.operators.summarize import NightUnresolvedError
 from qure_provider.retries import QureRetryPolicy, StepIncompleteError
@@ -503,3 +505,36 @@ def test_images_owed_from_two_nights_under_one_folder_are_all_sent(hospital):
     hospital.night(files=["tonight/0.dcm"])
     assert {row.outcome for row in hospital.rows().values()} == {"ready"}
     assert {file.sop_instance_uid for file in hospital.control.received()} == set(hospital.rows())
+
+
+class TestACtThatWentInParts:
+    """The service may compute by itself what came first, in the pause."""
+
+    @pytest.fixture
+    def batch(self, hospital, monkeypatch):
+        hospital.control.configure(stability=True, stability_seconds=0.2)
+        fields = json.loads(os.environ["AIRFLOW_CONN_QURE_DEFAULT"])
+        fields["extra"]["max_request_bytes"] = 12_000
+        monkeypatch.setenv("AIRFLOW_CONN_QURE_DEFAULT", json.dumps(fields))
+        hospital.ct(count=20)
+        (batch,) = hospital.plan()
+        hospital.control.inject(Answer(kind="upload", status=503, skip=2, times=None))
+        with pytest.raises(StepIncompleteError):
+            hospital.upload(batch)
+        time.sleep(0.3)
+        hospital.control.clear_faults()
+        hospital.upload(batch)
+        return batch
+
+    def test_is_computed_again(self, hospital, batch):
+        hospital.compute(batch)
+        hospital.collect(batch)
+        hospital.summarize()
+        (row,) = hospital.summary()["resources"]
+        assert "20 images" in row["impression"]
+
+    def test_and_in_doubt_where_the_service_refuses(self, hospital, batch):
+        hospital.control.configure(recompute="ignored")
+        hospital.compute(batch)
+        (row,) = hospital.rows().values()
+        assert row.doubt == STALE
