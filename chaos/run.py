@@ -19,8 +19,11 @@ from chaos.scenario import SCENARIOS, Layer, Scenario
 from qure_provider.emulator.server import running_emulator
 from qure_provider.emulator.settings import EmulatorSettings
 
-GROUPS = (service_faults, receiver_faults, export_faults, own_faults)
-"""The modules whose import makes the scenarios, in the order in which these are run."""
+MODULES = (service_faults, receiver_faults, export_faults, own_faults)
+"""The modules whose import makes the scenarios, in the order in which these are played."""
+
+ORDERED = tuple(each for module in MODULES for each in SCENARIOS.values() if each.run.__module__ == module.__name__)
+"""Every scenario; first what could hurt a patient."""
 
 
 class Result(StrEnum):
@@ -59,12 +62,12 @@ def choose(names: Sequence[str]) -> list[Scenario]:
     Raises:
         KeyError: There is none of a name.
     """
-    return [SCENARIOS[name] for name in names] or list(SCENARIOS.values())
+    return [SCENARIOS[name] for name in names] or list(ORDERED)
 
 
 def listed() -> Iterator[str]:
     """Each scenario in a line."""
-    for each in SCENARIOS.values():
+    for each in ORDERED:
         yield f"{each.name} ({each.group}, {each.layer}): {each.what}; {each.then}"
 
 
@@ -89,8 +92,7 @@ def run_all(chosen: Sequence[Scenario], build: Path, *, document: Path) -> int:
             outcome = layers[each.layer](each)
             outcomes.append(outcome)
             _say(outcome, time.monotonic() - began)
-    results = {each.scenario.name: (each.counts, each.result.value) for each in outcomes}
-    write_table(document, SCENARIOS.values(), results)
+            write_table(document, ORDERED, {each.name: (outcome.counts, outcome.result.value)})
     passed, failed = (sum(each.result is result for each in outcomes) for result in (Result.PASSED, Result.FAILED))
     print(f"{passed} passed, {failed} failed", flush=True)
     return 1 if failed else 0
