@@ -23,8 +23,9 @@ STABLE_LIMIT_SECONDS = 300.0
 class QureFetchResultsOperator(QureOperator):
     """Fetch ready results into a folder: ``<destination>/<uid>/result.json``, ``answer.json`` and the files.
 
-    A result can be ready before all of its files are: it is asked for again until its set of files stays the same, for
-    300 s at most. What is not ready fails the task after the rest was fetched, so put ``QureResultsSensor`` before it.
+    A result can be ready before all of its files are: it is asked for again until it says the same with as many files,
+    and with any, for 300 s at most. What is not ready fails the task after the rest was fetched, so put
+    ``QureResultsSensor`` before it.
 
     Args:
         destination: A path, or a URL that ``ObjectStoragePath`` understands.
@@ -69,18 +70,21 @@ class QureFetchResultsOperator(QureOperator):
         pause = settings.settle_seconds() if self.settle_seconds is None else self.settle_seconds
         give_up = time.monotonic() + STABLE_LIMIT_SECONDS
         fetched: dict[str, dict[str, Any]] = {}
+        seen: dict[str, tuple[str, int]] = {}
         failures: list[tuple[str, Exception]] = []
         with QureHook(self.qure_conn_id, operator=type(self).__name__) as hook:
             while waiting:
                 growing = []
                 for ref in waiting:
-                    known = fetched.get(ref.uid)
-                    row = _fetch_one(hook, store, ref, failures)
-                    if row is None:
+                    taken = _fetch_one(hook, store, ref, failures)
+                    if taken is None:
                         continue
+                    row, digest = taken
                     fetched[ref.uid] = row
-                    if row["folder"] and row != known:
+                    look = digest, row["files"]
+                    if row["folder"] and (look != seen.get(ref.uid) or not row["files"]):
                         growing.append(ref)
+                    seen[ref.uid] = look
                 waiting = growing if time.monotonic() < give_up else []
                 if waiting:
                     time.sleep(pause)
@@ -91,7 +95,8 @@ class QureFetchResultsOperator(QureOperator):
 
 def _fetch_one(
     hook: QureHook, store: Store, ref: ResourceRef, failures: list[tuple[str, Exception]]
-) -> dict[str, Any] | None:
+) -> tuple[dict[str, Any], str] | None:
+    """Return what is told of a result, and the digest of what it says; None where it failed."""
     from qure_provider.api.errors import QureRejectedError, QureTransientError
     from qure_provider.api.model import Outcome
     from qure_provider.operators.fetching import fetch_result
@@ -101,11 +106,11 @@ def _fetch_one(
         row = {"outcome": answer.outcome.value, "meaning": answer.meaning.value, "folder": "", "files": 0}
         if answer.outcome is Outcome.READY:
             result = fetch_result(hook, store, ref, answer, ref.uid)
-            return {**row, "folder": ref.uid, "files": len(result.assets)}
+            return {**row, "folder": ref.uid, "files": len(result.assets)}, answer.digest
     except (QureTransientError, QureRejectedError) as error:
         failures.append((settings.short_ref(ref.uid), error))
         return None
     if not answer.outcome.is_final:
         failures.append((settings.short_ref(ref.uid), QureTransientError(f"no result yet: {answer.outcome.value}")))
         return None
-    return row
+    return row, answer.digest

@@ -5,6 +5,7 @@ import os
 import time
 
 import pytest
+import requests
 from pipeline_kit import State, image
 
 from qure_provider.api.errors import QureRejectedError, QureSettingsError
@@ -231,6 +232,20 @@ class TestFetch:
         hospital.control.inject(MissingFiles(kinds=("report_pdf",)))
         assert self.fetch(hospital, folder, film)[film]["files"] == 2
         assert hospital.control.count("asset", status=200) == 2
+
+    def test_one_that_says_something_else_is_fetched_anew_and_looked_at_again(self, hospital, folder, film):
+        hospital.control.plan(film, findings=[], kinds=("report_sr",))
+        headers = {**hospital.emulator.headers, "User-Agent": "test"}
+        old = requests.get(f"{hospital.emulator.base_url}/results/v2/{film}", headers=headers, timeout=10).json()
+        hospital.control.plan(film, findings=["pneumothorax"], kinds=("report_sr",))
+        hospital.control.inject(Answer(kind="results", status=200, json_body=old))
+        hospital.control.forget_requests()
+        assert self.fetch(hospital, folder, film)[film]["meaning"] == "abnormal"
+        assert (hospital.control.count("results"), hospital.control.count("asset")) == (3, 2)
+
+    def test_one_without_files_is_looked_at_until_it_has_some(self, hospital, folder, film):
+        hospital.control.plan(film, kinds=("report_pdf",), delays={"report_pdf": 1.0})
+        assert self.fetch(hospital, folder, film)[film]["files"] == 1
 
     def test_a_set_that_never_stops_growing_is_taken_after_a_limit(self, hospital, folder, film, monkeypatch):
         assert fetch_module.STABLE_LIMIT_SECONDS == 300
