@@ -17,7 +17,7 @@ from qure_provider.operators.base import QureOperator
 from qure_provider.operators.collect import DELIVER_SECONDS
 from qure_provider.operators.dry_run import ShowOnly, show_only_of
 from qure_provider.operators.planned import problems_of_plan
-from qure_provider.operators.troubles import tell_again, tell_of_missing, tell_of_troubles
+from qure_provider.operators.troubles import tell_again, tell_of_missing, tell_of_standing, tell_of_troubles
 from qure_provider.retries import NightUnresolvedError
 from qure_provider.triggers.alerts import Paging, check_paging
 from qure_provider.triggers.results import run_facts
@@ -134,7 +134,8 @@ class QureSummarizeOperator(QureOperator):
         """Enqueue what no batch did (a worker may have died in between), and try once more what is owed.
 
         Returns:
-            Which destinations can't be used, and why.
+            Which destinations can't be used, which results can't be read, and what receivers have that has another
+            answer since.
         """
         show_only = show_only_of(self.show_only)
         if show_only is ShowOnly.UPLOAD:
@@ -148,6 +149,7 @@ class QureSummarizeOperator(QureOperator):
             return []
         from qure_provider.delivery.courier import Courier
         from qure_provider.delivery.rules import destinations_of
+        from qure_provider.operators.standing import find_standing
 
         courier = Courier(store, ledger, str(context["ti"].id), self._paging())
         if show_only is ShowOnly.DELIVER:
@@ -155,7 +157,12 @@ class QureSummarizeOperator(QureOperator):
         problems = courier.enqueue(run.id, rows, rules, is_final=True)
         courier.deliver(destinations_of(rules), run_id=run.id, seconds=DELIVER_SECONDS)
         tell_of_troubles(ledger, self.notifiers, facts, run_id=run.id, is_over=True)
-        return problems
+        standing = find_standing(ledger, rows)
+        tell_of_standing(ledger, self.notifiers, standing, facts)
+        lines = [item.line for item in standing[:_NAMED]]
+        if len(standing) > _NAMED:
+            lines.append(f"And {len(standing) - _NAMED} more that receivers have though there is another answer since.")
+        return [*problems, *lines]
 
     def _paging(self) -> Paging:
         return Paging(tuple(self.page_on), tuple(self.page_findings))

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from qure_provider.triggers.alerts import Alert, Entry, channel_of, send, send_to_all
-from qure_provider.triggers.results import alert_of
+from qure_provider.triggers.alerts import Alert, Entry, channel_of, send
+from qure_provider.triggers.results import alert_of, owed_alerts
 
 if TYPE_CHECKING:
     from qure_provider.ledger.deliveries import DeliveryRow
     from qure_provider.ledger.ledger import Ledger, ResourceRow
+    from qure_provider.operators.standing import Standing
 
 
 def tell_of_results(ledger: Ledger, notifiers: Sequence[Mapping[str, Any]], alerts: Mapping[int, Alert]) -> None:
-    """Tell people of results, all at once; nobody is told twice of the same.
+    """Tell people of results, all at once; nobody is told twice that the same one means the same.
 
     Args:
         ledger: Where it is recorded who was told of what.
@@ -32,7 +33,7 @@ def tell_of_results(ledger: Ledger, notifiers: Sequence[Mapping[str, Any]], aler
                 send(notifier, alert, Entry(ledger, resource_id))
                 for resource_id, alert in alerts.items()
                 for notifier in notifiers
-                if (resource_id, channel_of(notifier)) not in sent
+                if (resource_id, channel_of(notifier, alert.meaning)) not in sent
             )
         )
 
@@ -50,10 +51,14 @@ def tell_again(
         rows: The run's resources.
         facts: ``dag_id``, ``run_id`` and ``link`` of the run.
     """
-    by_id = {row.id: row for row in rows} if notifiers else {}
-    channels = {channel_of(notifier) for notifier in notifiers}
-    unsent = {resource_id for resource_id, channel in ledger.unsent_alerts(by_id) if channel in channels}
-    tell_of_results(ledger, notifiers, {number: alert_of(by_id[number], facts) for number in sorted(unsent)})
+    owed = owed_alerts(ledger, notifiers, list(rows), facts) if notifiers else []
+
+    async def tell_owed() -> None:
+        await asyncio.gather(
+            *(send(notifier, alert, Entry(ledger, resource_id)) for notifier, resource_id, alert in owed)
+        )
+
+    asyncio.run(tell_owed())
 
 
 def tell_of_troubles(
@@ -80,12 +85,13 @@ def tell_of_troubles(
     if not notifiers:
         return
     states = (*TROUBLED_STATES, DeliveryState.WAITING) if is_over else TROUBLED_STATES
+    found = []
     for delivery in ledger.deliveries.in_trouble(run_id, states=states):
         rows = ledger.rows_by_id(delivery.resource_ids)
         if rows:
-            mark = hashlib.sha256(delivery.destination.encode()).hexdigest()[:12]
-            suffix = f"|{delivery.kind.value}|{mark}|{delivery.state.value}"
-            _tell(ledger, notifiers, _worst(rows), suffix, _problem(delivery), facts)
+            occasion = f"{delivery.kind.value}|{_mark(delivery.destination)}|{delivery.state.value}"
+            found.append(Trouble(_worst(rows), occasion, _problem(delivery)))
+    tell(ledger, notifiers, found, facts)
 
 
 def tell_of_missing(
@@ -101,29 +107,76 @@ def tell_of_missing(
         rows: The run's resources.
         facts: ``dag_id``, ``run_id`` and ``link`` of the run.
     """
-    from qure_provider.api.model import Outcome
+    from qure_provider.api.model import Meaning, Outcome
 
     missing = {row.id: row for row in rows if row.outcome is not Outcome.READY} if notifiers else {}
-    for resource_id in sorted({resource_id for resource_id, _ in ledger.sent_alerts(missing)}):
+    found = []
+    told = {number for number, channel in ledger.sent_alerts(missing) if channel.partition("|")[2] in {"", *Meaning}}
+    for resource_id in sorted(told):
         row = missing[resource_id]
         outcome = row.outcome.value if row.outcome else "not there"
-        _tell(ledger, notifiers, row, "|missing", f"its files could not be fetched, and it is now {outcome}", facts)
+        found.append(Trouble(row, "missing", f"its files could not be fetched, and it is now {outcome}"))
+    tell(ledger, notifiers, found, facts)
 
 
-def _tell(
-    ledger: Ledger,
-    notifiers: Sequence[Mapping[str, Any]],
-    row: ResourceRow,
-    suffix: str,
-    problem: str,
-    facts: Mapping[str, str],
+def tell_of_standing(
+    ledger: Ledger, notifiers: Sequence[Mapping[str, Any]], found: Iterable[Standing], facts: Mapping[str, str]
 ) -> None:
-    sent = ledger.sent_alerts([row.id])
-    waiting = [item for item in notifiers if (row.id, channel_of(item) + suffix) not in sent]
-    if not waiting:
+    """Alert people of results that receivers still have though there is another answer since, once for each answer.
+
+    Args:
+        ledger: Where it is recorded that people were told.
+        notifiers: Who is told.
+        found: What they still have.
+        facts: ``dag_id``, ``run_id`` and ``link`` of the run.
+    """
+    troubles = [
+        Trouble(item.row, f"stands|{_mark(item.delivery.destination)}|{item.row.outcome}", item.problem)
+        for item in found
+    ]
+    tell(ledger, notifiers, troubles, facts)
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Something about a resource that people are told of.
+
+    Attributes:
+        row: The resource.
+        occasion: Nobody is told twice of the same.
+        problem: What is wrong.
+    """
+
+    row: ResourceRow
+    occasion: str
+    problem: str
+
+
+def tell(
+    ledger: Ledger, notifiers: Sequence[Mapping[str, Any]], troubles: Iterable[Trouble], facts: Mapping[str, str]
+) -> None:
+    """Tell people of troubles, all at once: one that cannot be told must not hold up the others."""
+    by_occasion = {(item.row.id, f"|{item.occasion}"): item for item in troubles} if notifiers else {}
+    if not by_occasion:
         return
-    alert = replace(alert_of(row, facts), problem=problem)
-    asyncio.run(send_to_all(waiting, alert, Entry(ledger, row.id, suffix)))
+    sent = ledger.sent_alerts({number for number, _ in by_occasion})
+    alerts = {key: replace(alert_of(item.row, facts), problem=item.problem) for key, item in by_occasion.items()}
+
+    async def tell_all() -> None:
+        await asyncio.gather(
+            *(
+                send(notifier, alert, Entry(ledger, number, occasion))
+                for (number, occasion), alert in alerts.items()
+                for notifier in notifiers
+                if (number, channel_of(notifier, alert.meaning) + occasion) not in sent
+            )
+        )
+
+    asyncio.run(tell_all())
+
+
+def _mark(destination: str) -> str:
+    return hashlib.sha256(destination.encode()).hexdigest()[:12]
 
 
 def _worst(rows: Sequence[ResourceRow]) -> ResourceRow:

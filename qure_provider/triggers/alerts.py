@@ -133,10 +133,18 @@ def check_paging(notifiers: Sequence[AsyncCallback], page_on: Sequence[str]) -> 
     Paging(tuple(page_on))
 
 
-def channel_of(notifier: Mapping[str, Any]) -> str:
-    """Return a stable name for a notifier and its settings, under which it is recorded that it was told."""
+def channel_of(notifier: Mapping[str, Any], meaning: str = Meaning.URGENT) -> str:
+    """Return a stable name for a notifier and its settings, under which it is recorded that it was told.
+
+    Who was told that a result is unknown or abnormal was not told that it is urgent.
+
+    Args:
+        notifier: The notifier.
+        meaning: What it was told that the triage means.
+    """
     settings_of_it = json.dumps(notifier["kwargs"], sort_keys=True, default=str)
-    return f"{notifier['path']}#{hashlib.sha256(settings_of_it.encode()).hexdigest()[:12]}"
+    channel = f"{notifier['path']}#{hashlib.sha256(settings_of_it.encode()).hexdigest()[:12]}"
+    return channel if meaning == Meaning.URGENT else f"{channel}|{meaning}"
 
 
 class Record(Protocol):
@@ -199,7 +207,7 @@ async def send(notifier: Mapping[str, Any], alert: Alert, entry: Entry | None = 
         An empty text, or the class of the exception that the last try ended with; None where somebody else has sent
         it or is about to. It never raises.
     """
-    channel = channel_of(notifier)
+    channel = channel_of(notifier, alert.meaning)
     error = ""
     for pause in PAUSES_SECONDS:
         await asyncio.sleep(pause)
@@ -246,5 +254,5 @@ async def send_to_all(
         For each channel that was tried an empty text, or the class of the exception that its last try ended with.
     """
     errors = await asyncio.gather(*(send(notifier, alert, entry) for notifier in notifiers))
-    channels = map(channel_of, notifiers)
+    channels = [channel_of(notifier, alert.meaning) for notifier in notifiers]
     return {channel: error for channel, error in zip(channels, errors, strict=True) if error is not None}

@@ -20,7 +20,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from qure_provider import settings
 from qure_provider.api.errors import QureRejectedError, QureSettingsError, QureTransientError
-from qure_provider.api.model import Outcome, ResourceRef, ResultAnswer, Route
+from qure_provider.api.model import Meaning, Outcome, ResourceRef, ResultAnswer, Route
 from qure_provider.ledger.doubts import UNCHANGED
 from qure_provider.triggers.alerts import Alert, Entry, Paging, channel_of, send, send_to_all
 
@@ -301,7 +301,8 @@ class QureResultsTrigger(BaseTrigger):
 
     def _tell(self, target: Target, answer: ResultAnswer) -> None:
         """Begin to tell people who were not told yet; what has begun goes on when this trigger is done."""
-        waiting = [notifier for notifier in self.notifiers if channel_of(notifier) not in target.alerted]
+        meaning = answer.meaning.value
+        waiting = [item for item in self.notifiers if channel_of(item, meaning) not in target.alerted]
         if waiting and not target.sending:
             target.sending = True
             self._begin(self._send(target, waiting, alert_about(answer, target.alert)))
@@ -316,21 +317,18 @@ class QureResultsTrigger(BaseTrigger):
         """Try again and again to send what did not get through, of results that were taken since, too."""
         while self.batch_id is not None and self.notifiers:
             try:
-                for notifier, row in await asyncio.to_thread(self._owed):
-                    entry = Entry(_LedgerOf(self.store_root), row.id)
-                    self._begin(send(notifier, alert_of(row, self.run_facts), entry))
+                for notifier, resource_id, alert in await asyncio.to_thread(self._owed):
+                    self._begin(send(notifier, alert, Entry(_LedgerOf(self.store_root), resource_id)))
             except Exception as error:
                 log.warning("The ledger could not be asked for alerts not sent: error=%s", type(error).__name__)
             await asyncio.sleep(TELL_AGAIN_SECONDS)
 
-    def _owed(self) -> list[tuple[Mapping[str, Any], ResourceRow]]:
+    def _owed(self) -> list[tuple[Mapping[str, Any], int, Alert]]:
         from qure_provider.ledger.ledger import Ledger
         from qure_provider.store import ledger_url
 
         with Ledger.open(ledger_url(self.store_root)) as ledger:
-            rows = ledger.rows_of_batch(self.batch_id or 0)
-            unsent = ledger.unsent_alerts(row.id for row in rows)
-        return [(item, row) for row in rows for item in self.notifiers if (row.id, channel_of(item)) in unsent]
+            return owed_alerts(ledger, self.notifiers, ledger.rows_of_batch(self.batch_id or 0), self.run_facts)
 
     async def _send(self, target: Target, notifiers: Sequence[Mapping[str, Any]], alert: Alert) -> None:
         entry = None if self.batch_id is None else Entry(_LedgerOf(self.store_root), target.key)
@@ -343,7 +341,7 @@ class QureResultsTrigger(BaseTrigger):
             (target.key, position)
             for target in targets
             for position, notifier in enumerate(self.notifiers)
-            if channel_of(notifier) in target.alerted
+            if any(channel.startswith(channel_of(notifier)) for channel in target.alerted)
         )
 
     def _first_wait(self, target: Target) -> float:
@@ -443,6 +441,23 @@ def alert_of(row: ResourceRow, run: Mapping[str, str]) -> Alert:
         triage=row.triage or "none",
         **facts_of(row, run),
     )
+
+
+def owed_alerts(
+    ledger: Ledger, notifiers: Sequence[Mapping[str, Any]], rows: Sequence[ResourceRow], run: Mapping[str, str]
+) -> list[tuple[Mapping[str, Any], int, Alert]]:
+    """Return which alerts about results were tried and never got through: the notifier, the resource and the alert.
+
+    Each has the meaning that was to be told, which is not recorded of a result before it is fetched.
+    """
+    unsent = ledger.unsent_alerts(row.id for row in rows)
+    return [
+        (notifier, row.id, replace(alert_of(row, run), meaning=meaning.value))
+        for row in rows
+        for notifier in notifiers
+        for meaning in Meaning
+        if (row.id, channel_of(notifier, meaning)) in unsent
+    ]
 
 
 def facts_of(row: ResourceRow, run: Mapping[str, str]) -> dict[str, str]:

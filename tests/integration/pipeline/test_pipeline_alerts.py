@@ -329,6 +329,17 @@ class TestNobodyIsToldTwice:
         assert [event.payload["wake"] for event in events] == ["urgent"] * 2
         assert len(Pager.told) == 1
 
+    def test_but_who_was_told_that_it_is_unknown_is_told_that_it_is_urgent(self, hospital):
+        series = hospital.ct()[0].SeriesInstanceUID
+        hospital.control.plan(series, findings=[], patch={"triage_status": None})
+        (batch,) = hospital.plan()
+        hospital.upload(batch)
+        hospital.compute(batch)
+        hospital.meanwhile = lambda: hospital.control.plan(series, findings=BLEEDING)
+        notifiers = [Pager.callback("{{ alert.meaning }}")]
+        hospital.collect(batch, notifiers=notifiers, page_on=["urgent", "unknown"])
+        assert [message for _, message in Pager.told] == ["unknown", "urgent"]
+
     def test_a_ledger_that_fails_silences_nobody(self, hospital, monkeypatch):
         first = hospital.ct()[0]
         (batch,) = sent(hospital, first.SeriesInstanceUID)
