@@ -99,7 +99,8 @@ class TestANight:
         hospital.control.plan(films[0].SOPInstanceUID, outcome="invalid")
         hospital.control.plan(films[1].SOPInstanceUID, outcome="unsupported")
         hospital.process(hospital.plan(), deliver_to=[hospital.to_folder, "ris"])
-        hospital.summarize(deliver_to=[hospital.to_folder, "ris"])
+        with pytest.raises(NightUnresolvedError, match="Not one of 2 resources has a result"):
+            hospital.summarize(deliver_to=[hospital.to_folder, "ris"])
         assert (hospital.received(), ris.messages, hospital.states()) == ([], [], {})
 
     def test_a_missing_triage_word_is_sent_as_unknown_and_never_as_normal(self, hospital, ris):
