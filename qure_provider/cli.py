@@ -29,7 +29,7 @@ def get_qure_cli_commands() -> list[CLICommand]:
                 _command(
                     "study",
                     "Everything that is known of a study; shows patient data",
-                    Arg(("study_instance_uid",), help="StudyInstanceUID"),
+                    Arg(("study",), help="StudyInstanceUID, or the study ref of an alert or a page"),
                 ),
                 _command("night", "What became of a night", Arg(("night",), help="YYYY-MM-DD, or the partition key")),
                 _command("export", "All nights' resources, without names", _FORMAT),

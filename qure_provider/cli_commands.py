@@ -34,16 +34,20 @@ _CONTEXT = "_AIRFLOW_PROCESS_CONTEXT"
 def study(args: Namespace) -> None:
     """Print everything that is known of a study, as JSON."""
     with _open(args) as (_, ledger):
-        rows = ledger.rows_of_study(args.study_instance_uid)
-        if not rows:
-            raise SystemExit("The ledger knows no such study.")
+        uid = next((uid for uid in ledger.study_uids() if args.study in {uid, settings.short_ref(uid)}), None)
+        if uid is None:
+            raise SystemExit(
+                "The ledger knows no such study: give a StudyInstanceUID, or a study ref as alerts and pages have it, "
+                "with the [qure] pseudonym_key that made it."
+            )
+        rows = ledger.rows_of_study(uid)
         _print(
             {
                 "identity": asdict(rows[0].identity),
-                "study_ref": settings.short_ref(args.study_instance_uid),
+                "study_ref": settings.short_ref(uid),
                 "resources": [asdict(row) for row in rows],
-                "deliveries": [asdict(row) for row in ledger.deliveries.of_study(args.study_instance_uid)],
-                "events": ledger.deliveries.events_of_study(args.study_instance_uid),
+                "deliveries": [asdict(row) for row in ledger.deliveries.of_study(uid)],
+                "events": ledger.deliveries.events_of_study(uid),
             }
         )
 

@@ -593,6 +593,12 @@ class Ledger:
             identities = self._identities(connection, {row["study_id"] for row in newest.values()})
         return [_resource_row(row, identities[row["study_id"]], None) for row in newest.values()]
 
+    def study_uids(self) -> list[str]:
+        """Return the StudyInstanceUID of every study, newest first."""
+        query = select(studies.c.study_instance_uid).order_by(studies.c.id.desc())
+        with self._engine.begin() as connection:
+            return list(dict.fromkeys(connection.scalars(query)))
+
     def rows_by_id(self, resource_ids: Iterable[int]) -> list[ResourceRow]:
         """Return resources by their keys, of whatever revision, in order."""
         query = select(resources).where(resources.c.id.in_(list(resource_ids))).order_by(resources.c.id)

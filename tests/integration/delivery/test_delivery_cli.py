@@ -9,7 +9,7 @@ from airflow.cli.cli_parser import get_parser
 from delivery_kit import mllp_connection
 from support import hl7_receiver as receivers
 
-from qure_provider import cli
+from qure_provider import cli, settings
 from qure_provider.ledger.deliveries import ParcelKind
 
 NAMES = ("SIMULATED", "SIM-1", "SIM-2", "SIM-A1", "SIM-A2", "19700101")
@@ -59,6 +59,9 @@ class TestLooking:
             ("ris", "delivered"),
         }
         assert [event["kind"] for event in shown["events"]] == ["delivered"] * 3
+
+    def test_a_study_is_found_by_the_ref_that_an_alert_gives(self, night, qure):
+        assert qure("study", settings.short_ref(night.chest)) == qure("study", night.chest)
 
     def test_an_unknown_study_or_night_is_said_to_be_so(self, qure):
         with pytest.raises(SystemExit, match="knows no such study"):

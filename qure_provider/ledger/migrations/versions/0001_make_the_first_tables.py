@@ -152,6 +152,9 @@ def upgrade() -> None:
         sa.Column("ready_at", sa.Float(), nullable=True),
         sa.Column("settled_at", sa.Float(), nullable=True),
         sa.Column("updated_at", sa.Float(), nullable=False),
+        sa.Column("digest", sa.String(length=64), nullable=True),
+        sa.Column("baseline", sa.String(length=64), nullable=True),
+        sa.Column("sent_in_parts", sa.Boolean(), nullable=False),
         sa.Column("sent_uid", sa.String(length=64), nullable=True),
         sa.ForeignKeyConstraint(["study_id"], ["studies.id"], name=op.f("fk_resources_study_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_resources")),
@@ -198,6 +201,7 @@ def upgrade() -> None:
         sa.Column("tries", sa.Integer(), nullable=False),
         sa.Column("sent_at", sa.Float(), nullable=True),
         sa.Column("last_error", sa.String(length=250), nullable=False),
+        sa.Column("claimed_until", sa.Float(), nullable=True),
         sa.ForeignKeyConstraint(
             ["resource_id"], ["resources.id"], name=op.f("fk_alerts_resource_id"), ondelete="CASCADE"
         ),
