@@ -223,12 +223,9 @@ class _Simulation:
         for _ in range(3):
             yield from self._task()
         yield from self._task(night.files * self._costs.scan)
-        loads = {False: night.xrays * night.xray_bytes, True: night.cts * night.slices * night.slice_bytes}
-        batches = max(2, self._site.batches // self._site.exports)
         jobs = []
-        for is_ct, results in ((False, night.xrays), (True, night.cts)):
-            wanted = ceil(batches * loads[is_ct] / night.size) if results else 0
-            parts = min(results, max(1, min(wanted, batches - 1)))
+        for is_ct, parts in _divide(night, max(2, self._site.batches // self._site.exports)).items():
+            results = night.cts if is_ct else night.xrays
             jobs += [(is_ct, results // parts + (part < results % parts)) for part in range(parts)]
         left = [len(jobs)]
         for is_ct, results in jobs:
@@ -288,6 +285,17 @@ def _in_pieces(servers: _Servers, seconds: float) -> _Process:
     while seconds > 0:
         yield servers, min(seconds, _PIECE)
         seconds -= _PIECE
+
+
+def _divide(night: Night, batches: int) -> dict[bool, int]:
+    """How many batches X-ray (False) and CT (True) get: the next one goes where batches are fullest."""
+    results = {False: night.xrays, True: night.cts}
+    loads = {False: night.xrays * night.xray_bytes, True: night.cts * night.slices * night.slice_bytes}
+    shares = {is_ct: min(1, number) for is_ct, number in results.items()}
+    for _ in range(batches - sum(shares.values())):
+        if wanting := [is_ct for is_ct in shares if shares[is_ct] < results[is_ct]]:
+            shares[max(wanting, key=lambda is_ct: loads[is_ct] / shares[is_ct])] += 1
+    return shares
 
 
 def _share(night: Night, number: int, parts: int) -> Night:
