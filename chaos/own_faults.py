@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from chaos.disk import small_disk
@@ -69,6 +71,27 @@ def ledger_file_gone(place: Place) -> None:
     expect("ledger" in place.red, f"the run does not say that its ledger is gone: {place.red}")
     expect(place.sent() == sent, "files were sent again")
     hidden.rename(ledger)
+    place.night()
+    place.must_be_whole()
+
+
+@scenario(
+    OURSELVES,
+    "two runs of the same night at once, step by step beside each other",
+    "both may send a series before either has its answer; it is computed, delivered and told once",
+)
+def two_runs_of_one_night(place: Place) -> None:
+    place.usual()
+    place.begin()
+    other = copy.copy(place)
+    other.begin()
+    plans = [(run, batch) for run in (place, other) for batch in run.planned() or ()]
+    place.resent = 13  # both may begin with a series before either has an answer
+    with ThreadPoolExecutor(len(plans)) as pool:
+        list(pool.map(lambda each: each[0].process_batch(each[1]), plans))
+    for run in (place, other):
+        run.end()
+    place.redelivered()
     place.night()
     place.must_be_whole()
 

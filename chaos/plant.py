@@ -188,7 +188,8 @@ class Plant:
 
         def runs() -> list[str]:
             found = self.airflow.api.get(f"dags/{DAG_ID}/dagRuns", run_type="backfill", limit=100)["dag_runs"]
-            mine = [each["dag_run_id"] for each in found if each["logical_date"] >= began[0][:10]]
+            first = datetime.fromisoformat(began[0])
+            mine = [each["dag_run_id"] for each in found if datetime.fromisoformat(each["logical_date"]) >= first]
             return mine if len(mine) == len(nights) else []
 
         expect(backfill is not None, "there is no backfill")
@@ -231,7 +232,12 @@ class Plant:
     def strike(self, fault: AnyFault) -> Callable[[], bool]:
         """Switch a fault on; returns what tells whether it struck."""
         self.service.control.inject(fault)
-        return lambda: fault not in self.service.control.pending_faults()
+
+        def has_struck() -> bool:
+            left = self.service.control.pending_faults()
+            return not any((each.kind, each.uid, each.effect) == (fault.kind, fault.uid, fault.effect) for each in left)
+
+        return has_struck
 
     def label(self, export: Export, series: str) -> str:
         """The label of the batch that carries a series."""
