@@ -70,6 +70,11 @@ class TestChannels:
         assert self.channel(to="someone@example.org") != self.channel(to="other@example.org")
         assert "someone" not in self.channel(to="someone@example.org")
 
+    def test_who_was_told_of_another_meaning_is_another(self):
+        notifier = AsyncCallback("a.module.Notifier", kwargs={}).serialize()
+        assert channel_of(notifier) == channel_of(notifier, "urgent")
+        assert len({channel_of(notifier, meaning) for meaning in Meaning}) == len(Meaning)
+
 
 def test_a_notifier_has_its_three_tries_within_a_minute():
     assert len(PAUSES_SECONDS) == 3
