@@ -32,7 +32,7 @@ class QureResultsSensor(BaseSensorOperator):
     deadline, which is computed once and kept over retries; the sensor then fails with a timeout.
 
     An image that is not for the product, or invalid, does not fail the sensor: its outcome is in what is returned, and
-    is never ``ready``.
+    is never ``ready``. A ready result may still gain files: ``QureFetchResultsOperator`` looks again until none comes.
 
     Args:
         sop_instance_uids: X-ray images, one SOPInstanceUID or several.
