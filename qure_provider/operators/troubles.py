@@ -115,7 +115,8 @@ def tell_of_missing(
     for resource_id in sorted(told):
         row = missing[resource_id]
         outcome = row.outcome.value if row.outcome else "not there"
-        found.append(Trouble(row, "missing", f"its files could not be fetched, and it is now {outcome}"))
+        why = "the service took it back" if row.is_resolved else "its files could not be fetched"
+        found.append(Trouble(row, "missing", f"{why}, and it is now {outcome}"))
     tell(ledger, notifiers, found, facts)
 
 

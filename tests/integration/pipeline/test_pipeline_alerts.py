@@ -362,6 +362,17 @@ class TestNobodyIsToldTwice:
         assert [message for _, message in Pager.told] == ["one", "two"]
 
 
+class TestAResultThatIsTakenBack:
+    def test_is_told_of_as_such(self, hospital):
+        first = hospital.ct()[0]
+        (batch,) = sent(hospital, first.SeriesInstanceUID, at_once=True)
+        hospital.meanwhile = lambda: hospital.control.plan(first.SeriesInstanceUID, outcome="unsupported")
+        notifier = Pager.callback("{{ alert.problem }}")
+        hospital.collect(batch, notifiers=[notifier])
+        hospital.summarize(notifiers=[notifier])
+        assert Pager.told[-1][1] == "the service took it back, and it is now unsupported"
+
+
 class TestWhatPages:
     def collected(self, hospital, *, findings, **arguments):
         film = hospital.xray()[0]
