@@ -18,7 +18,7 @@ from tests.integration.pipeline.pipeline_kit import slices
     "each step goes on where it was; nothing that was acknowledged is sent again",
     layer=Layer.AIRFLOW,
 )
-def worker_killed_in_each_step(plant: Plant) -> None:
+def airflow_worker_killed_in_each_step(plant: Plant) -> None:
     export = plant.usual()
     run = plant.start(export.night)
     _killed_while_locked(plant, run, "plan")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from chaos.disk import small_disk
-from chaos.place import NotPossibleError, Place, expect
+from chaos.place import Batch, NotPossibleError, Place, expect
 from chaos.scenario import scenario
+from qure_provider.emulator.model import At, Kind, Stall
+from qure_provider.ledger.ledger import Ledger
+from qure_provider.store import ledger_url
 from tests.support.postgresql import PROGRAMS, running_postgresql
 
 OURSELVES = "Ourselves"
@@ -73,6 +77,52 @@ def ledger_file_gone(place: Place) -> None:
     hidden.rename(ledger)
     place.night()
     place.must_be_whole()
+
+
+@scenario(
+    OURSELVES,
+    "the worker is killed (kill -9) in the plan, an upload, a compute, a collect and the summary, one after the other",
+    "the next try of each goes on where it was; what was acknowledged is not sent again",
+    max_request_bytes=6000,
+    parallel_uploads=1,
+)
+def worker_killed_in_each_step(place: Place) -> None:
+    _, _, head = place.usual()
+    place.begin()
+    _killed_while_locked(place, "plan")
+    batches = place.planned() or []
+    (ct,) = [batch for batch in batches if batch["route"] == "ct"]
+    _killed_while_stalled(place, "upload", ct, Stall(kind=Kind.UPLOAD, at=At.REQUEST, uid=head, skip=2))
+    place.attempt(lambda: place.upload(ct))
+    _killed_while_stalled(place, "compute", ct, Stall(kind=Kind.COMPUTE, at=At.ANSWER, uid=head))
+    place.attempt(lambda: place.compute(ct))
+    _killed_while_stalled(place, "collect_onward", ct, Stall(kind=Kind.ASSET, at=At.BODY, uid=head))
+    for batch in batches:
+        place.process_batch(batch)
+    _killed_while_locked(place, "end")
+    place.end()
+    place.must_be_whole()
+
+
+def _killed_while_stalled(place: Place, step: str, batch: Batch, fault: Stall) -> None:
+    """Kill a step's process when a request of it is under way that gets no answer."""
+    place.control.inject(fault)
+    with place.in_process(step, batch) as process:
+        until = time.monotonic() + 60
+        while place.control.pending_faults():
+            expect(process.poll() is None and time.monotonic() < until, f"{step} does not stall")
+            time.sleep(0.05)
+        process.kill()
+
+
+def _killed_while_locked(place: Place, step: str) -> None:
+    """Kill a step's process while it waits for the ledger."""
+    url = ledger_url(str(place.root))
+    with Ledger.open(url, create=True) as ledger, ledger._engine.begin(), place.in_process(step) as process:
+        process.stdout.readline()
+        time.sleep(1)
+        expect(process.poll() is None, f"{step} does not wait for the ledger")
+        process.kill()
 
 
 @scenario(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -33,6 +35,7 @@ from tests.support.dicom_archive import DicomArchive, match
 from tests.support.fhir_server import running_fhir_server
 from tests.support.hl7_receiver import Hl7Receiver
 
+ROOT = Path(__file__).resolve().parent.parent
 DESTINATIONS = ("pacs", "ris", "ehr")
 TRIES = 4
 """As often as our operators are tried."""
@@ -74,6 +77,7 @@ class Place(Hospital):
         stack: What ends with the hospital.
 
     Attributes:
+        pager: Who is told of urgent results.
         receivers: The three of them.
         red: Why the last night's run was red; empty where it was green.
         gave_up: How many steps of the last night were given up.
@@ -101,6 +105,7 @@ class Place(Hospital):
         self.repeated = 0
         self.sources: dict[tuple[str, str, str], SourceFile] = {}
         self.pace: dict[str, float] = {}
+        self.pager = Pager.callback()
         self.stack = stack
         self._runs = 0
 
@@ -215,12 +220,12 @@ class Place(Hospital):
 
     def collect_onward(self, batch: Batch) -> None:
         """Run one try of a batch's collect, deliveries and alerts included."""
-        self.collect(batch, deliver_to=DESTINATIONS, notifiers=[Pager.callback()], **self.pace)
+        self.collect(batch, deliver_to=DESTINATIONS, notifiers=[self.pager], **self.pace)
 
     def end(self) -> None:
         """Summarize; keeps why the run is red."""
         try:
-            self.summarize(deliver_to=DESTINATIONS, notifiers=[Pager.callback()])
+            self.summarize(deliver_to=DESTINATIONS, notifiers=[self.pager])
         except Exception as error:  # as a task that failed
             self.red = f"{type(error).__name__}: {error}"
         else:
@@ -242,6 +247,18 @@ class Place(Hospital):
         self.gave_up += 1
         return False
 
+    @contextmanager
+    def in_process(self, step: str, batch: Batch | None = None) -> Iterator[Any]:
+        """Run one try of a step in a process of its own; it is over when the block ends."""
+        order = {"step": step, "run": self.run.run_id, "root": str(self.root), "export": str(self.export)}
+        command = [sys.executable, "-m", "chaos.worker", json.dumps({**order, "batch": batch})]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
     def redelivered(self, **arguments: Any) -> None:
         """Run ``qure_redeliver``, whether its time has come or not."""
         arguments = {"even_if_not_due": True, **arguments}
@@ -253,7 +270,9 @@ class Place(Hospital):
     def books(self) -> Books:
         """The accounts for the conservation check."""
         self.note_sources()
+        told = self.root.with_name("told")
         self.receivers.pages = [study for _, study in Pager.told]
+        self.receivers.pages += told.read_text(encoding="utf-8").split() if told.exists() else []
         return Books(
             sources=list(self.sources.values()),
             control=self.control,

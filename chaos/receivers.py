@@ -6,7 +6,7 @@ import hashlib
 import json
 import urllib.request
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,6 @@ from tests.support.dicom_archive import DicomArchive
 from tests.support.fhir_server import FhirServer
 from tests.support.hl7_reader import Message
 from tests.support.hl7_receiver import Hl7Receiver
-
-Pages = Iterable[str]
 
 
 @dataclass(slots=True)
@@ -37,7 +35,7 @@ class InProcess:
     archive: DicomArchive
     ris: Hl7Receiver
     ehr: FhirServer
-    pages: Pages
+    pages: list[str]
 
     def objects(self) -> list[ArrivedObject]:
         """What the archive has."""
