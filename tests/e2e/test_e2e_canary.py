@@ -4,6 +4,7 @@ One night goes well. In the others whatever answers, the service, the archive, t
 in its refusal what it knows of the patient, and credentials are wrong: leaks live in the ways of errors.
 """
 
+import base64
 import contextlib
 import json
 import re
@@ -38,15 +39,26 @@ pytestmark = [pytest.mark.e2e, pytest.mark.system]
 
 ROOT = Path(__file__).parents[2]
 SYSTEM = "urn:simulated:patients"
-GOOD, BAD = "2026-11-19", "2026-11-20"
+GOOD, BAD, STAYING = "2026-11-19", "2026-11-20", "2026-11-18"
 BORN = "18830729"
+OURS = ("canary_accepted", "canary_deidentified", "canary_refused")
 
 ALLOWED = {
     # What the data's own path holds: the store; in the ledger, who it is and what else onward messages repeat of the
     # source's header (order numbers, the study's description); and what is delivered.
-    "patient": (r"store:", r"ledger:studies\.", r"ledger:resources\.facts", r"delivered:"),
+    # In the nights that are sent as they are, the service gets it too.
+    "patient": (r"store:", r"ledger:studies\.", r"ledger:resources\.facts", r"delivered:", r"service:"),
     # The ledger knows resources by their UIDs.
-    "uid": (r"store:", r"ledger:", r"delivered:"),
+    "uid": (r"store:", r"ledger:", r"delivered:", r"service:"),
+    # Of the night that is de-identified the service gets none of it; the ledger also has the way back.
+    "patient who stays": (
+        r"store:",
+        r"ledger:studies\.",
+        r"ledger:resources\.facts",
+        r"ledger:identity_maps\.",
+        r"delivered:",
+    ),
+    "uid that stays": (r"store:", r"ledger:", r"delivered:"),
     # What the service found; its pages ask for a login and for the permission on the DAG.
     "clinical": (r"store:", r"delivered:", r"page:"),
     # Where an administrator entered them; Airflow encrypts both columns.
@@ -88,6 +100,7 @@ with DAG(
         first_poll_seconds=6,
         max_poll_seconds=6,
         settle_seconds=6,
+        identity_policy="{policy}",
         wait_seconds=50,
         catch_up=False,
         completeness="{{{{ ti.xcom_pull(task_ids='complete') }}}}",
@@ -122,6 +135,8 @@ class CanaryNotifier(BaseNotifier):
 class Marks:
     patient: Mark = field(default_factory=lambda: Mark("patient", also=[BORN, "1883-07-29"]))
     uid: Mark = field(default_factory=lambda: Mark("uid", alphabet=DIGITS, length=13))
+    staying: Mark = field(default_factory=lambda: Mark("patient who stays", also=["18840617", "1884-06-17"]))
+    staying_uid: Mark = field(default_factory=lambda: Mark("uid that stays", alphabet=DIGITS, length=13))
     clinical: Mark = field(default_factory=lambda: Mark("clinical"))
     secret: Mark = field(default_factory=lambda: Mark("secret", also=["/assets/", "expires="]))
     typed: Mark = field(default_factory=lambda: Mark("typed"))
@@ -134,13 +149,15 @@ class Marks:
 # The export
 
 
-def canary_export(folder, marks, night, *, only="", named=None):
+def canary_export(folder, patient, uid, night, *, born=BORN, only="", named=None):
     """The demo's export with other names on everything; what is expected of it, by its new UIDs.
 
     Args:
         folder: Where it goes.
-        marks: What everything is called.
+        patient: What everything is called.
+        uid: What every UID holds.
         night: Its date.
+        born: The patients' birth date.
         only: Leave out all but this file.
         named: What files are called; by default they are the patients'.
     """
@@ -153,26 +170,26 @@ def canary_export(folder, marks, night, *, only="", named=None):
         with contextlib.suppress(pydicom.errors.InvalidDicomError):
             dataset = pydicom.dcmread(path)
             if "PatientID" in dataset:
-                _relabel(dataset, marks, uids, people)
+                _relabel(dataset, patient, uid, born, uids, people)
                 dataset.save_as(path)
                 continue
-        path.write_bytes(path.read_bytes() + marks.patient.new().encode())
+        path.write_bytes(path.read_bytes() + patient.new().encode())
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        path.rename(path.with_name(f"{(named or marks.patient).new()} {path.name}"))
+        path.rename(path.with_name(f"{(named or patient).new()} {path.name}"))
     return [(uids[resource.uid], resource) for resource in facts.resources if resource.uid in uids]
 
 
-def _relabel(dataset, marks, uids, people):
+def _relabel(dataset, patient, uid, born, uids, people):
     def renamed(_, element):
         if element.VR == "UI" and element.value and str(element.value) not in UID_dictionary:
             old = str(element.value)
             if old not in uids:
-                uids[old] = marks.uid.new("1.2.3.", ".1")
+                uids[old] = uid.new("1.2.3.", ".1")
             element.value = uids[old]
 
     dataset.walk(renamed)
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    new = marks.patient.new
+    new = patient.new
     person = people.setdefault(
         dataset.PatientID,
         {
@@ -191,7 +208,7 @@ def _relabel(dataset, marks, uids, people):
             "RequestingPhysician": new(after="^DOCTOR"),
             "InstitutionName": new(),
             "ImageComments": new(),
-            "PatientBirthDate": BORN,
+            "PatientBirthDate": born,
         },
     )
     for keyword, value in person.items():
@@ -308,14 +325,20 @@ def nights(tmp_path_factory):
         metrics = stack.enter_context(Metrics())
         airflow = stack.enter_context(_airflow(folder, metrics, secret))
         for name in ("wrong", "proxied"):
-            canary_export(folder / "exports" / name, marks, BAD, only="IM_0001")
-        exports = {night: canary_export(folder / "exports" / night, marks, night) for night in (GOOD, BAD)}
-        airflow.wait_ready(dag_ids=["canary_accepted", "canary_refused", "qure_on_demand", "qure_redeliver"])
+            canary_export(folder / "exports" / name, marks.patient, marks.uid, BAD, only="IM_0001")
+        exports = {
+            night: canary_export(folder / "exports" / night, marks.patient, marks.uid, night) for night in (GOOD, BAD)
+        }
+        canary_export(folder / "exports" / STAYING, marks.staying, marks.staying_uid, STAYING, born="18840617")
+        airflow.wait_ready(dag_ids=[*OURS, "qure_on_demand", "qure_redeliver"])
+        key = base64.b64encode(f"{secret()} {secret()} {secret()}".encode()).decode()
+        airflow.api.add_connection("qure_deidentify_default", conn_type="qure_deidentify", password=key)
         _connect(airflow.api, service, pacs, ris, ehr, web, (user, password), secret)
         runs = _run(folder, airflow, service, marks, exports, pacs, ris, ehr)
         pages = dict(_pages(airflow, folder / "store"))
         airflow.check()
-    places = [*_places(folder, airflow, metrics, pages), *_delivered(folder, pacs, ris, ehr)]
+        received = list(in_folder("service", service.storage))
+    places = [*_places(folder, airflow, metrics, pages), *_delivered(folder, pacs, ris, ehr), *received]
     counts = {}
     for name, _ in places:
         word = name.partition(":")[0]
@@ -329,8 +352,12 @@ def _airflow(folder, metrics, secret):
     dags, modules, out = folder / "dags", folder / "modules", folder / "out"
     shutil.copytree(ROOT / "dags", dags)
     modules.mkdir()
-    for name, more in (("accepted", ""), ("refused", "web")):
-        content = DAG.format(name=name, more=more, exports=folder / "exports", out=out)
+    for name, more, policy in (
+        ("accepted", "", "identified"),
+        ("deidentified", "", "deidentify"),
+        ("refused", "web", "identified"),
+    ):
+        content = DAG.format(name=name, more=more, policy=policy, exports=folder / "exports", out=out)
         (dags / f"canary_{name}.py").write_text(content)
     (modules / "canary_notifier.py").write_text(NOTIFIER.format(told=str(folder / "told"), secret=secret()))
     airflow = AirflowStack(
@@ -340,7 +367,9 @@ def _airflow(folder, metrics, secret):
             "PYTHONPATH": str(modules),
             "AIRFLOW__QURE__STORE_ROOT": str(folder / "store"),
             "AIRFLOW__QURE__IDENTITY_POLICY": "identified",
+            "AIRFLOW__QURE__ALLOW_QUARANTINED": "True",
             "AIRFLOW__QURE__TIMEZONE": "UTC",
+            "AIRFLOW__QURE__PSEUDONYM_KEY": secret(),
             "AIRFLOW__METRICS__STATSD_ON": "True",
             "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
             "AIRFLOW__METRICS__STATSD_PORT": str(metrics.port),
@@ -367,7 +396,6 @@ def _connect(api, service, pacs, ris, ehr, web, ehr_login, secret):
         "pacs", conn_type="dicom", host="127.0.0.1", port=pacs.port, password=secret(), extra={"called_ae_title": "X"}
     )
     api.add_connection(
-            "AIRFLOW__QURE__ALLOW_QUARANTINED": "True",
         "ris", conn_type="mllp", host="127.0.0.1", port=ris.port, password=secret(), extra={"processing_id": "T"}
     )
     basic = {"auth": "basic"}
@@ -379,12 +407,17 @@ def _connect(api, service, pacs, ris, ehr, web, ehr_login, secret):
 
 def _run(folder, airflow, service, marks, exports, pacs, ris, ehr):
     control, states = service.control, {}
-    for patient in _patients(folder / "exports" / GOOD):
+    for patient in _patients(folder / "exports" / GOOD) | _patients(folder / "exports" / STAYING):
         ehr.admit(SYSTEM, patient)
     text = {"result": {"report": {"impression": marks.clinical.new("SIMULATED ")}}}
     for uid, resource in exports[GOOD]:
         control.plan(uid, findings=resource.findings, **({"patch": text} if resource.product == "qxr" else {}))
-    states["good"] = _end(airflow, "canary_accepted", {"folder": GOOD})
+    good = {
+        "good": _start(airflow, "canary_accepted", {"folder": GOOD}),
+        "de-identified": _start(airflow, "canary_deidentified", {"folder": STAYING}),
+    }
+    for name, run in good.items():
+        states[name] = _wait(airflow, *run)
 
     pacs.refuses = True
     ris.actions = [refuse_message] * 100
@@ -419,7 +452,7 @@ def _patients(folder):
 def _typed(folder, marks):
     """A person types the name of a folder and of files, one of which is not there."""
     typed = folder / "exports" / marks.typed.new()
-    canary_export(typed, marks, BAD, only="IM_0001", named=marks.typed)
+    canary_export(typed, marks.patient, marks.uid, BAD, only="IM_0001", named=marks.typed)
     names = [path.name for path in typed.iterdir()]
     return {"export": str(typed), "files": "\n".join([*names, marks.typed.new()]), "qure_conn_id": "qure_wrong"}
 
@@ -509,7 +542,7 @@ def _pages(airflow, store):
                 target = urljoin(address, link)
                 if urlsplit(target).path.startswith("/qure/"):
                     waiting.append(target)
-    for dag in ("canary_accepted", "canary_refused", "qure_on_demand", "qure_redeliver"):
+    for dag in (*OURS, "qure_on_demand", "qure_redeliver"):
         for run in airflow.api.get(f"dags/{dag}/dagRuns")["dag_runs"]:
             base = f"dags/{dag}/dagRuns/{run['dag_run_id']}"
             for task in airflow.api.task_instances(dag, run["dag_run_id"]):
@@ -561,6 +594,7 @@ def leaks(nights, kind, *, places=""):
 def test_the_nights_ended_as_they_were_meant_to(nights):
     assert nights.states == {
         "good": "success",
+        "de-identified": "success",
         "bad": "failed",
         "wrong token": "failed",
         "proxy away": "failed",
@@ -574,22 +608,26 @@ def test_the_canaries_were_where_they_belong_so_that_the_search_can_be_believed(
     for kind, places in {
         "patient": ("store:", "ledger:studies.", "delivered:ris", "delivered:pacs", "delivered:ehr"),
         "uid": ("store:", "ledger:", "delivered:pacs"),
+        "patient who stays": ("store:", "ledger:studies.", "ledger:identity_maps.", "delivered:ris", "delivered:pacs"),
+        "uid that stays": ("store:", "ledger:", "delivered:pacs"),
         "clinical": ("store:", "delivered:ris", "page:"),
         "secret": ("airflow:connection.password (decrypted)", "airflow:connection.extra (decrypted)"),
         "typed": ("airflow:dag_run.conf",),
     }.items():
         for place in places:
             assert any(name.startswith(place) for name in nights.found[kind]), (kind, place)
-    for word, least in {"log": 30, "airflow": 1000, "metric": 20, "answer": 50, "page": 10}.items():
+    for word, least in {"log": 30, "airflow": 1000, "metric": 20, "answer": 50, "page": 10, "service": 50}.items():
         assert nights.places[word] >= least, nights.places
 
 
-def test_R4_no_patient_data_is_outside_of_the_datas_path(nights):
-    assert leaks(nights, "patient") == {}
+@pytest.mark.parametrize("kind", ["patient", "patient who stays"])
+def test_R4_no_patient_data_is_outside_of_the_datas_path(nights, kind):
+    assert leaks(nights, kind) == {}
 
 
-def test_R4_no_uid_is_outside_of_the_datas_path(nights):
-    assert leaks(nights, "uid") == {}
+@pytest.mark.parametrize("kind", ["uid", "uid that stays"])
+def test_R4_no_uid_is_outside_of_the_datas_path(nights, kind):
+    assert leaks(nights, kind) == {}
 
 
 def test_R4_no_finding_is_outside_of_the_datas_path_and_its_pages(nights):
