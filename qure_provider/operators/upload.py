@@ -193,13 +193,17 @@ class QureUploadBatchOperator(QureOperator):
         held = work.ledger.acknowledged(row.id for row in todo)
         planned = {row.id: {instance.sop_instance_uid for instance in instances_of(work, row)} for row in todo}
         missing = {row_id: uids - held[row_id] for row_id, uids in planned.items()}
-        work.ledger.mark_uploaded(row_id for row_id, uids in missing.items() if not uids)
+        work.ledger.mark_uploaded(row_id for row_id, uids in missing.items() if planned[row_id] and not uids)
         work.ledger.mark_sent_in_parts(
             row.id for row in todo if row.route is Route.CT and (held[row.id] or row.outcome is not None)
         )
         source_of: dict[OutgoingFile, tuple[int, str]] = {}
         series: dict[int, str] = {}
-        failures: dict[int, Exception] = {}
+        failures: dict[int, Exception] = {
+            row_id: QureRejectedError("the plan names no file of it: run the plan again")
+            for row_id, uids in planned.items()
+            if not uids
+        }
 
         def coming() -> Iterator[OutgoingFile]:
             for row, prepared in sender.prepare(work, [(row, missing[row.id]) for row in todo], spool):
