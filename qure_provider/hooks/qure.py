@@ -23,7 +23,7 @@ from qure_provider.hooks.http import compute_url, redirect_within, results_url
 from qure_provider.hooks.media import Media
 from qure_provider.hooks.multipart import MultipartBody
 from qure_provider.hooks.outgoing import OutgoingFile
-from qure_provider.hooks.retry import MAX_TRIES, retrying
+from qure_provider.hooks.retry import retrying
 from qure_provider.hooks.transport import Session, failures_named, read_at_most, refuse_inward
 from qure_provider.hooks.upload import Traffic, UploadFailure, UploadReport, UploadRun, UploadStoppedError
 
@@ -154,12 +154,12 @@ class QureHook(BaseHook):
         options = {} if body is None else {"json": body}
         return retrying("Compute")(lambda: parse_compute(self._ask("Compute", "GET", url, **options), **self._at_most))
 
-    def result(self, ref: ResourceRef, *, tries: int = MAX_TRIES) -> ResultAnswer:
+    def result(self, ref: ResourceRef, *, tries: int | None = None) -> ResultAnswer:
         """Ask for a result.
 
         Args:
             ref: The image or series.
-            tries: How often at most, where the service does not answer.
+            tries: How often at most, where the service does not answer; None for as often as every request.
 
         Returns:
             What is known of it; that it is pending or not there is an answer, no error.

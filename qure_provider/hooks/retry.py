@@ -27,20 +27,20 @@ BACKOFF = wait_random_exponential(multiplier=1, max=15)
 
 
 def retrying(
-    what: str, *, tries: int = MAX_TRIES, is_large: bool = False, sleep: Callable[[float], None] = nap
+    what: str, *, tries: int | None = None, is_large: bool = False, sleep: Callable[[float], None] = nap
 ) -> Retrying:
     """Make the loop around a request.
 
     Args:
         what: What is being done, in fixed words.
-        tries: How often at most.
+        tries: How often at most; None for ``MAX_TRIES``.
         is_large: Whether a try may take long because of its size; then only their number is limited.
         sleep: Waits for so many seconds.
 
     Returns:
         A callable that takes the request as a function, and raises the last try's error.
     """
-    few = stop_after_attempt(tries)
+    few = stop_after_attempt(MAX_TRIES if tries is None else tries)
     return Retrying(
         retry=retry_if_exception(_may_pass_soon),
         stop=few if is_large else few | stop_before_delay(MAX_TOTAL),

@@ -143,7 +143,14 @@ class QurePlanOperator(QureOperator):
             counts = _counts(scanned, selection, entries)
             counts["dry_run"] = show_only_of(self.show_only).value
             _write_passed_over(store, run, [*scanned.passed_over, *selection.passed_over])
-            store.write_json(f"{run.folder}/{PLAN}", {"export": export, "is_whole": not _as_list(self.files)})
+            store.write_json(
+                f"{run.folder}/{PLAN}",
+                {
+                    "export": export,
+                    "is_whole": not _as_list(self.files),
+                    "has_rules": bool(_as_mapping(self.selection)),
+                },
+            )
             refs = self._divide(store, ledger, run, entries, export, counts, planner)
         self.log.info(
             "Planned: files=%d series=%d resources=%d batches=%d quarantined=%d",

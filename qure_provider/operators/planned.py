@@ -36,7 +36,8 @@ def problems_of_plan(store: Store, run: RunRow) -> Iterator[str]:
     for reason in held:
         if number := run.counts["reasons"].get(f"quarantined: {reason.value}"):
             yield f"{number} files were held back, {reason.value}: see passed_over.jsonl, and export them again."
-    if not plan["is_whole"] and (left := _reasons(run, "not selected", "quarantined")):
+    fates = ["quarantined"] if plan["has_rules"] else ["quarantined", "not selected"]
+    if not plan["is_whole"] and (left := _reasons(run, *fates)):
         yield f"Of the files that were chosen, some were not sent: {left}."
     elif (unfit := run.counts["unfit"]) and not settings.allow_quarantined():
         yield (

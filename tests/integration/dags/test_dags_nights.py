@@ -60,6 +60,7 @@ def nights(tmp_path_factory):
         "AIRFLOW__QURE__STORE_ROOT": str(folder / "store"),
         "AIRFLOW__QURE__IDENTITY_POLICY": "identified",
         "AIRFLOW__QURE__ALLOW_QUARANTINED": "True",
+        "AIRFLOW__QURE__DELIVER_TO": (folder / "onward").as_uri(),
         "AIRFLOW__QURE__TIMEZONE": "Asia/Kolkata",
         "AIRFLOW__QURE__MAX_BATCHES": "2",
         "AIRFLOW__QURE__FIRST_POLL_SECONDS": "0.1",

@@ -232,7 +232,7 @@ class TestUnknownIsNotNormal:
     def test_the_case_of_a_word_does_not_hide_what_is_urgent(self, hospital, words):
         series = hospital.ct()[0].SeriesInstanceUID
         hospital.control.plan(series, triage=words)
-        hospital.night()
+        hospital.process(hospital.plan())
         assert hospital.rows()[series].meaning == "urgent"
 
 
