@@ -46,8 +46,16 @@ class Tally:
 def run_cases(name, seed, numbers):
     """Run some cases; the same seed and number is the same case."""
     tally = Tally()
-    logging.disable()
     signal.signal(signal.SIGVTALRM, _too_slow)
+    logging.disable()
+    try:
+        _run_cases(tally, name, seed, numbers)
+    finally:
+        logging.disable(logging.NOTSET)
+    return tally
+
+
+def _run_cases(tally, name, seed, numbers):
     for number in numbers:
         began = time.process_time()
         signal.setitimer(signal.ITIMER_VIRTUAL, CASE_SECONDS)
@@ -61,7 +69,6 @@ def run_cases(name, seed, numbers):
         tally.cases += 1
         tally.seconds += took
         tally.slowest = max(tally.slowest, took)
-    return tally
 
 
 def _too_slow(*_):
