@@ -256,7 +256,7 @@ class Courier:
                 continue
             doubt = next((row.doubt for row in group if row.doubt), LACKING if lacks and not is_urgent else "")
             missing = lacking(rows, group, product)
-            case = _case(group, results, [Meaning.UNKNOWN] * len(missing))
+            case = _case(group, results, missing)
             content = [[row.id, _content_digest(result)] for row, result in zip(group, results, strict=True)]
             parcel = NewParcel(
                 kind=ParcelKind.REPORT,
@@ -405,15 +405,16 @@ def _with_files(taker: _Taker, wanted: Wanted, result: Result) -> Wanted:
     return Wanted(taker.name, state=DeliveryState.NOT_WANTED, reason=NO_FILES)
 
 
-def _case(rows: Sequence[ResourceRow], results: Sequence[Result], besides: Sequence[Meaning] = ()) -> Case:
+def _case(rows: Sequence[ResourceRow], results: Sequence[Result], missing: Sequence[ResourceRow] = ()) -> Case:
     findings = {key for result in results for key, is_true in result.decisions.items() if is_true}
     findings |= {key for result in results for key, _ in result.report.findings_list}
     return Case(
         product=rows[0].usecase or "",
-        meaning=worst([*(result.meaning for result in results), *besides]),
+        meaning=worst([*(result.meaning for result in results), *[Meaning.UNKNOWN] * len(missing)]),
         modalities=frozenset(row.modality for row in rows),
         stations=frozenset(row.station_name for row in rows),
         findings=frozenset(findings),
+        outcomes=frozenset((row.outcome or Outcome.PENDING).value for row in (*rows, *missing)),
     )
 
 

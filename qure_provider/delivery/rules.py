@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from qure_provider.api.model import Meaning
+from qure_provider.api.model import Meaning, Outcome
 
 
 class RulesError(ValueError):
@@ -23,6 +23,7 @@ class Case:
         modalities: The source images' modalities.
         stations: The source images' station names.
         findings: The keys of listed findings and of decisions that are true.
+        outcomes: Of its images: ``ready``, and of those that a report lacks.
     """
 
     product: str
@@ -30,6 +31,7 @@ class Case:
     modalities: frozenset[str]
     stations: frozenset[str]
     findings: frozenset[str]
+    outcomes: frozenset[str] = frozenset({Outcome.READY.value})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class When:
         modality: Modalities, such as ``CT``.
         station: Station names.
         finding: Finding or decision keys.
+        outcome: Outcomes of its images. What goes onward always has one that is ``ready``; a report has others where
+            images of the study lack a result: ``{"outcome": ["timed out", "invalid"]}``.
     """
 
     product: tuple[str, ...] = ()
@@ -49,6 +53,7 @@ class When:
     modality: tuple[str, ...] = ()
     station: tuple[str, ...] = ()
     finding: tuple[str, ...] = ()
+    outcome: tuple[str, ...] = ()
 
     def applies(self, case: Case) -> bool:
         """Return whether every condition does."""
@@ -58,6 +63,7 @@ class When:
             and _fits(self.modality, case.modalities)
             and _fits(self.station, case.stations)
             and _fits(self.finding, case.findings)
+            and _fits(self.outcome, case.outcomes)
         )
 
 
@@ -134,6 +140,9 @@ def _rule(number: int, value: Mapping[str, Any]) -> Rule:
     meanings = {meaning.value for meaning in Meaning}
     if not set(conditions.get("meaning", ())) <= meanings:
         raise RulesError(f"Rule {number}: 'meaning' takes only {', '.join(sorted(meanings))}.")
+    outcomes = {outcome.value for outcome in Outcome}
+    if not set(conditions.get("outcome", ())) <= outcomes:
+        raise RulesError(f"Rule {number}: 'outcome' takes only {', '.join(sorted(outcomes))}.")
     to = _texts(f"Rule {number}, to", value.get("to", ()))
     if not to:
         raise RulesError(f"Rule {number} names no destination in 'to'.")

@@ -55,3 +55,13 @@ def test_a_judgement_that_is_taken_back_does_not_leave_no_finding(night, ris):
     night.sql(NO_RESULT, outcome="invalid", uid=night.frontal)
     night.onward("ris")
     assert of_the_chest(night, ris)[0] == "unknown"
+
+
+def test_a_rule_can_keep_a_report_back_that_lacks_a_result(night, ris):
+    rule = {"when": {"outcome": ["timed out"]}, "send": [], "to": ["ris"]}
+    night.sql(NO_RESULT, outcome="timed out", uid=night.frontal)
+    night.onward("ris", rules=[rule])
+    assert [message for message in ris.messages if night.chest in message.raw.decode()] == []
+    night.sql(NO_RESULT, outcome="ready", uid=night.frontal)
+    night.onward("ris", rules=[rule])
+    assert of_the_chest(night, ris)[0] == "abnormal"

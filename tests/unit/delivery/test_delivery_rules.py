@@ -65,6 +65,8 @@ class TestDeciding:
             ({"station": ["ROOM-2"]}, False),
             ({"finding": ["pneumothorax", "nodule"]}, True),
             ({"finding": ["pneumothorax"]}, False),
+            ({"outcome": ["ready"]}, True),
+            ({"outcome": ["timed out", "invalid"]}, False),
             ({"product": ["qxr"], "modality": ["CT"]}, False),
             ({"product": []}, True),
         ],
@@ -83,8 +85,12 @@ class TestWrongRules:
         [
             ("pacs", "Rule 1 must be an object with 'when', 'send' and 'to'"),
             ({"to": ["pacs"], "sends": ["sc"]}, "Rule 1 has an unknown key: sends"),
-            ({"to": ["pacs"], "when": {"triage": ["urgent"]}}, "Rule 1: 'when' takes only finding, meaning, modality"),
+            (
+                {"to": ["pacs"], "when": {"triage": ["urgent"]}},
+                "Rule 1: 'when' takes only finding, meaning, mod",
+            ),
             ({"to": ["pacs"], "when": ["urgent"]}, "Rule 1: 'when' takes only"),
+            ({"to": ["pacs"], "when": {"outcome": ["done"]}}, "Rule 1: 'outcome' takes only denied, failed"),
             ({"to": ["pacs"], "when": {"meaning": ["critical"]}}, "Rule 1: 'meaning' takes only abnormal, no finding"),
             ({"to": ["pacs"], "when": {"product": 3}}, "Rule 1, product must be a text or a list of texts"),
             ({"to": ["pacs"], "when": {"product": [""]}}, "Rule 1, product must be a text or a list of texts"),
