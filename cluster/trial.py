@@ -46,6 +46,7 @@ def make_variables(exports: Path) -> dict[str, str]:
         "AIRFLOW_URL": "http://api-server:8080",
         "API_WORKERS": "1",
         "WORKER_CONCURRENCY": "4",
+        "QURE_DELIVER_TO": (exports.parent / "onward").as_uri(),
         "QURE_EXPORTS": str(exports),
         "QURE_IDENTITY_POLICY": "identified",
         "QURE_ALLOW_QUARANTINED": "True",

@@ -52,6 +52,7 @@ def airflow(processes, tmp_path_factory):
         dags_folder=ROOT / "dags",
         env={
             "AIRFLOW__QURE__STORE_ROOT": str(store),
+            "AIRFLOW__QURE__DELIVER_TO": tmp_path_factory.mktemp("onward").as_uri(),
             "AIRFLOW__QURE__IDENTITY_POLICY": "identified",
             "AIRFLOW__QURE__ALLOW_QUARANTINED": "True",
             "AIRFLOW__QURE__TIMEZONE": "Asia/Kolkata",
