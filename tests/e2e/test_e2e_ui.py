@@ -174,7 +174,7 @@ def run_id(page, airflow, service, export):
         "A folder of DICOM files, read with everything below it; a path or an object-storage URL.",
         "Paths relative to the folder, one a line. Empty: all of it.",
         "The id of an Airflow connection of type Qure.ai.",
-        "Send and compute again what an earlier run finished.",
+        "Send and compute again what an earlier run finished: a new revision, delivered again.",
     ):
         expect(form.get_by_text(described)).to_be_visible()
     trigger = form.get_by_role("button", name="Trigger")
