@@ -88,6 +88,7 @@ def ledger_file_gone(place: Place) -> None:
 )
 def worker_killed_in_each_step(place: Place) -> None:
     _, _, head = place.usual()
+    place.recomputed = 1  # what went in parts is asked for with recompute, and the first answer is lost
     place.begin()
     _killed_while_locked(place, "plan")
     batches = place.planned() or []

@@ -82,6 +82,7 @@ class Place(Hospital):
         red: Why the last night's run was red; empty where it was green.
         gave_up: How many steps of the last night were given up.
         resent: How many files may come to the service again, because it lost an answer: a scenario says so.
+        recomputed: How often a series may be computed once more, for the same reason.
         repeated: How many objects and messages may come to a receiver again under the same id; idem.
         sources: The exported files that were noted.
         pace: Arguments of collect, where the usual haste would pass over what is to be shown.
@@ -102,6 +103,7 @@ class Place(Hospital):
         self.red = ""
         self.gave_up = 0
         self.resent = 0
+        self.recomputed = 0
         self.repeated = 0
         self.sources: dict[tuple[str, str, str], SourceFile] = {}
         self.pace: dict[str, float] = {}
@@ -280,6 +282,7 @@ class Place(Hospital):
             store=self.root,
             receivers=self.receivers,
             resent=self.resent,
+            recomputed=self.recomputed,
             repeated=self.repeated,
         )
 
