@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -14,8 +14,7 @@ from chaos import export_faults, own_faults, receiver_faults, service_faults
 from chaos.conservation import Books, Verdict, check
 from chaos.document import write_table
 from chaos.place import NotPossibleError, UnexpectedError, open_place
-from chaos.plant import open_plant
-from chaos.scenario import SCENARIOS, Layer, Scenario
+from chaos.scenario import SCENARIOS, Scenario
 from qure_provider.emulator.server import running_emulator
 from qure_provider.emulator.settings import EmulatorSettings
 
@@ -83,13 +82,10 @@ def run_all(chosen: Sequence[Scenario], build: Path, *, document: Path) -> int:
         The exit code: 0 if all passed, else 1.
     """
     outcomes: list[Outcome] = []
-    with ExitStack() as stack:
-        openers = {Layer.STEPS: lambda: _steps(build / "steps"), Layer.AIRFLOW: lambda: _airflow(build / "airflow")}
-        needed = dict.fromkeys(each.layer for each in chosen)
-        layers = {layer: stack.enter_context(openers[layer]()) for layer in needed}
+    with _steps(build / "steps") as play:
         for each in chosen:
             began = time.monotonic()
-            outcome = layers[each.layer](each)
+            outcome = play(each)
             outcomes.append(outcome)
             _say(outcome, time.monotonic() - began)
             write_table(document, ORDERED, {each.name: (outcome.counts, outcome.result.value)})
@@ -120,17 +116,6 @@ def _steps(folder: Path) -> Iterator[Callable[[Scenario], Outcome]]:
                     place.must_have_struck()
 
                 return _play(scenario, play, place.books)
-
-        yield run
-
-
-@contextmanager
-def _airflow(folder: Path) -> Iterator[Callable[[Scenario], Outcome]]:
-    with open_plant(folder) as plant:
-
-        def run(scenario: Scenario) -> Outcome:
-            plant.begin()
-            return _play(scenario, lambda: scenario.run(plant), plant.books)
 
         yield run
 

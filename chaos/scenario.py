@@ -13,8 +13,6 @@ class Layer(StrEnum):
 
     STEPS = "steps"
     """The steps of a night in one process, with real servers on both sides."""
-    AIRFLOW = "Airflow"
-    """Airflow's own components, each a process."""
 
 
 @dataclass(frozen=True, slots=True)
