@@ -258,6 +258,8 @@ class Place:
             "AIRFLOW__QURE__STORE_ROOT": str(self._store),
             "AIRFLOW__QURE__IDENTITY_POLICY": "identified",
             "AIRFLOW__QURE__ALLOW_QUARANTINED": "True",
+            # Results stay in the store, as those of the bare script do.
+            "AIRFLOW__QURE__RULES": json.dumps([{"send": [], "to": [(self._folder / "nowhere").as_uri()]}]),
             "AIRFLOW__QURE__TIMEZONE": ZONE.key,
             **self._settings,
         }
