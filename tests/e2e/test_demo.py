@@ -1,5 +1,6 @@
 """The demo in a real Airflow: the whole path from an exported night to results in the store."""
 
+import functools
 import json
 import os
 import re
@@ -112,7 +113,11 @@ def test_a_night_of_real_images_goes_in_and_every_report_comes_out(build):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_nothing_is_left_running_after_an_interruption(build, number):
-    demo = subprocess.Popen(command(build), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # A shell gives what it runs in the background no interrupts, and whoever is started inherits that.
+    heeding = functools.partial(signal.signal, number, signal.SIG_DFL)
+    demo = subprocess.Popen(
+        command(build), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=heeding
+    )
     record = build / "running.json"
     deadline = time.monotonic() + 90
     while not (record.exists() and "triggerer" in record.read_text()):
