@@ -8,12 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
 import requests
-from airflow.sdk import BaseHook
 from pydicom.dataset import Dataset
 
 from qure_provider.dicom.model import Identity
@@ -35,6 +33,7 @@ from qure_provider.hooks.web import (
     Answer,
     WebAirflowConnection,
     WebConnection,
+    WebHook,
     WebSession,
     refusal,
     within_test_time,
@@ -86,10 +85,8 @@ class DicomWebConnection:
         )
 
 
-class DicomWebHook(BaseHook):
+class DicomWebHook(WebHook):
     """Stores DICOM objects at an archive over DICOMweb, and asks it what it has.
-
-    A hook may be used in a ``with`` block, which closes its connections.
 
     Args:
         dicomweb_conn_id: The Airflow connection, of type ``dicomweb``.
@@ -102,24 +99,8 @@ class DicomWebHook(BaseHook):
     hook_name = "DICOMweb (STOW-RS)"
 
     def __init__(self, dicomweb_conn_id: str = default_conn_name, *, operator: str = "") -> None:
-        super().__init__()
+        super().__init__(operator=operator)
         self.dicomweb_conn_id = dicomweb_conn_id
-        self._operator = operator
-        self._session: WebSession | None = None
-
-    def __enter__(self) -> DicomWebHook:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close its connections; using the hook again opens new ones."""
-        if self._session is not None:
-            self._session.close()
-            self._session = None
 
     @cached_property
     def connection(self) -> DicomWebConnection:
@@ -130,11 +111,10 @@ class DicomWebHook(BaseHook):
         """
         return DicomWebConnection.from_airflow(self.get_connection(self.dicomweb_conn_id))
 
-    def get_conn(self) -> WebSession:
-        """Return the session that the hook uses, for requests that it has no method for."""
-        if self._session is None:
-            self._session = WebSession(self.connection.web, operator=self._operator)
-        return self._session
+    @property
+    def web(self) -> WebConnection:
+        """Where it is, and who we are there."""
+        return self.connection.web
 
     def stow(self, paths: Sequence[Path]) -> tuple[StoreStatus, ...]:
         """Store objects, as many in a request as fit, streamed from their files.

@@ -6,9 +6,6 @@ import logging
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
-from types import TracebackType
-
-from airflow.sdk import BaseHook
 
 from qure_provider.dicom.model import Identity
 from qure_provider.hooks.connection import verdict_of
@@ -20,7 +17,7 @@ from qure_provider.hooks.receiver import (
     ReceiverSettingsError,
     ReceiverUnavailableError,
 )
-from qure_provider.hooks.web import WebSession, within_test_time
+from qure_provider.hooks.web import WebConnection, WebHook, within_test_time
 from qure_provider.reports.fhir import (
     DEVICE_SYSTEM,
     PART_SYSTEM,
@@ -65,13 +62,11 @@ class FhirReceipt:
     resources: tuple[str, ...]
 
 
-class FhirHook(BaseHook):
+class FhirHook(WebHook):
     """Puts AI reports into a FHIR R4 server, on the record of the right patient, each once.
 
     The errors are those of ``qure_provider.hooks.receiver``. A repeat is safe at any time: all that is put is put by
     our own identifiers. So a lost answer is a ``ReceiverUnavailableError`` too: the request is simply made again.
-
-    A hook may be used in a ``with`` block, which closes its connections.
 
     Args:
         fhir_conn_id: The Airflow connection, of type ``fhir``.
@@ -84,25 +79,9 @@ class FhirHook(BaseHook):
     hook_name = "FHIR R4"
 
     def __init__(self, fhir_conn_id: str = default_conn_name, *, operator: str = "") -> None:
-        super().__init__()
+        super().__init__(operator=operator)
         self.fhir_conn_id = fhir_conn_id
-        self._operator = operator
-        self._session: WebSession | None = None
         self._devices: dict[str, str] = {}
-
-    def __enter__(self) -> FhirHook:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close its connections; using the hook again opens new ones."""
-        if self._session:
-            self._session.close()
-        self._session = None
 
     @cached_property
     def connection(self) -> FhirConnection:
@@ -113,11 +92,10 @@ class FhirHook(BaseHook):
         """
         return FhirConnection.from_airflow(self.get_connection(self.fhir_conn_id))
 
-    def get_conn(self) -> WebSession:
-        """Return the session that the hook uses, for requests that it has no method for."""
-        if self._session is None:
-            self._session = WebSession(self.connection.web, operator=self._operator)
-        return self._session
+    @property
+    def web(self) -> WebConnection:
+        """Where it is, and who we are there."""
+        return self.connection.web
 
     @property
     def mode(self) -> FhirMode:

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 from urllib.parse import quote_plus
 
 import requests
+from airflow.sdk import BaseHook
 
 from qure_provider.api.errors import QureSettingsError, QureTransientError
 from qure_provider.hooks.connection import (
@@ -246,6 +248,46 @@ class WebSession(LineSession):
             case Authentication.OAUTH2 if self._tokens is not None:
                 return {"Authorization": f"Bearer {self._tokens.current()}"}
         return {}
+
+
+class WebHook(BaseHook):
+    """A hook to a web service of the hospital, with one session.
+
+    It may be used in a ``with`` block, which closes its connections.
+
+    Args:
+        operator: Class name of the operator, for the User-Agent.
+    """
+
+    def __init__(self, *, operator: str) -> None:
+        super().__init__()
+        self._operator = operator
+        self._session: WebSession | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def web(self) -> WebConnection:
+        """Where it is, and who we are there."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close its connections; using the hook again opens new ones."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def get_conn(self) -> WebSession:
+        """Return the session that the hook uses, for requests that it has no method for."""
+        if self._session is None:
+            self._session = WebSession(self.web, operator=self._operator)
+        return self._session
 
 
 class _Tokens:
