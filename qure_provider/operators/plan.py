@@ -16,6 +16,7 @@ from qure_provider.ledger.batch_ref import BatchRef
 from qure_provider.nights import MAX_NAME, in_night, night_of, safe_name
 from qure_provider.operators.base import QureOperator, as_bool
 from qure_provider.operators.dry_run import show_only_of
+from qure_provider.operators.reading import scan_export
 from qure_provider.operators.sending import sender_for
 from qure_provider.operators.work import manifest_content
 
@@ -163,7 +164,6 @@ class QurePlanOperator(QureOperator):
         return [ref.to_xcom() for ref in refs]
 
     def _read(self, export: str, night: str, ledger: Ledger) -> tuple[Scan, Selection]:
-        from qure_provider.dicom.scan import ScanLimits, scan, scan_files
         from qure_provider.dicom.select import SelectionRules, select
         from qure_provider.store import open_path
 
@@ -173,9 +173,7 @@ class QurePlanOperator(QureOperator):
                 f"There is no folder {export!r} (night {night}): check 'export', [qure] timezone, and whether the PACS "
                 "wrote it."
             )
-        files = _as_list(self.files)
-        limits = ScanLimits(files=settings.max_files(), header_bytes=settings.max_header_bytes())
-        scanned = scan_files(folder, files, limits=limits) if files else scan(folder, limits=limits)
+        scanned = scan_export(folder, _as_list(self.files))
         known = ledger.known_series(series.series_instance_uid for series in scanned.series)
         return scanned, select(scanned, SelectionRules.from_mapping(_as_mapping(self.selection)), known)
 

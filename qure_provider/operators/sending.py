@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qure_provider import settings
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qure_provider.ledger.ledger import ResourceRow
     from qure_provider.ledger.pseudonyms import Sending
     from qure_provider.operators.work import BatchWork
+    from qure_provider.store import AnyPath
 
 
 Prepared = Sequence[tuple[str, "OutgoingFile"]] | Exception
@@ -158,7 +159,7 @@ class Deidentifying:
                 OutgoingFile(
                     sop_instance_uid=done.sop_instance_uid,
                     series_instance_uid=done.series_instance_uid,
-                    path=str(root / instance.path) if isinstance(root, Path) else root / instance.path,
+                    path=_place(root, instance),
                     size=done.size,
                     header=spool.keep(done.header),
                     offset=done.offset,
@@ -186,24 +187,31 @@ class _OtherIdentityError(Exception):
 
 def files_of(work: BatchWork, row: ResourceRow) -> list[tuple[str, OutgoingFile]]:
     """Return a resource's files as they are, each with its SOPInstanceUID."""
-    from qure_provider.hooks.outgoing import FileVersion, OutgoingFile
     from qure_provider.store import open_path
 
     root = open_path(work.export_root)
-    is_local = isinstance(root, Path)
     return [
-        (
-            instance.sop_instance_uid,
-            OutgoingFile(
-                sop_instance_uid=instance.sop_instance_uid,
-                series_instance_uid=row.series_instance_uid,
-                path=str(root / instance.path) if is_local else root / instance.path,
-                size=instance.size,
-                version=FileVersion(instance.size, instance.modified),
-            ),
-        )
+        (instance.sop_instance_uid, as_it_is(root, row.series_instance_uid, instance))
         for instance in instances_of(work, row)
     ]
+
+
+def as_it_is(root: AnyPath, series_instance_uid: str, instance: Instance) -> OutgoingFile:
+    """Return a planned instance as it is sent where nothing of it is replaced."""
+    from qure_provider.hooks.outgoing import FileVersion, OutgoingFile
+
+    return OutgoingFile(
+        sop_instance_uid=instance.sop_instance_uid,
+        series_instance_uid=series_instance_uid,
+        path=_place(root, instance),
+        size=instance.size,
+        version=FileVersion(instance.size, instance.modified),
+    )
+
+
+def _place(root: AnyPath, instance: Instance) -> Any:
+    path = root / instance.path
+    return str(path) if isinstance(path, Path) else path
 
 
 def instances_of(work: BatchWork, row: ResourceRow) -> list[Instance]:

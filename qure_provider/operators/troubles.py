@@ -26,18 +26,12 @@ def tell_of_results(ledger: Ledger, notifiers: Sequence[Mapping[str, Any]], aler
         alerts: By resource.
     """
     sent = ledger.sent_alerts(alerts) if alerts and notifiers else set()
-
-    async def tell() -> None:
-        await asyncio.gather(
-            *(
-                send(notifier, alert, Entry(ledger, resource_id))
-                for resource_id, alert in alerts.items()
-                for notifier in notifiers
-                if (resource_id, channel_of(notifier, alert.meaning)) not in sent
-            )
-        )
-
-    asyncio.run(tell())
+    _send_all(
+        (notifier, alert, Entry(ledger, resource_id))
+        for resource_id, alert in alerts.items()
+        for notifier in notifiers
+        if (resource_id, channel_of(notifier, alert.meaning)) not in sent
+    )
 
 
 def tell_again(
@@ -52,13 +46,7 @@ def tell_again(
         facts: ``dag_id``, ``run_id`` and ``link`` of the run.
     """
     owed = owed_alerts(ledger, notifiers, list(rows), facts) if notifiers else []
-
-    async def tell_owed() -> None:
-        await asyncio.gather(
-            *(send(notifier, alert, Entry(ledger, resource_id)) for notifier, resource_id, alert in owed)
-        )
-
-    asyncio.run(tell_owed())
+    _send_all((notifier, alert, Entry(ledger, resource_id)) for notifier, resource_id, alert in owed)
 
 
 def tell_of_troubles(
@@ -162,18 +150,21 @@ def tell(
         return
     sent = ledger.sent_alerts({number for number, _ in by_occasion})
     alerts = {key: replace(alert_of(item.row, facts), problem=item.problem) for key, item in by_occasion.items()}
+    _send_all(
+        (notifier, alert, Entry(ledger, number, occasion))
+        for (number, occasion), alert in alerts.items()
+        for notifier in notifiers
+        if (number, channel_of(notifier, alert.meaning) + occasion) not in sent
+    )
 
-    async def tell_all() -> None:
-        await asyncio.gather(
-            *(
-                send(notifier, alert, Entry(ledger, number, occasion))
-                for (number, occasion), alert in alerts.items()
-                for notifier in notifiers
-                if (number, channel_of(notifier, alert.meaning) + occasion) not in sent
-            )
-        )
 
-    asyncio.run(tell_all())
+def _send_all(alerts: Iterable[tuple[Mapping[str, Any], Alert, Entry]]) -> None:
+    """Send alerts at once, so that a notifier that hangs holds up no other."""
+
+    async def send_all() -> None:
+        await asyncio.gather(*(send(*alert) for alert in alerts))
+
+    asyncio.run(send_all())
 
 
 def _mark(destination: str) -> str:

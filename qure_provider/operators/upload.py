@@ -13,7 +13,8 @@ from airflow.sdk.definitions.context import Context
 from qure_provider import settings
 from qure_provider.operators.base import QureOperator
 from qure_provider.operators.dry_run import ShowOnly, show_only_of, show_upload
-from qure_provider.operators.sending import Sender, instances_of, sender_for
+from qure_provider.operators.reading import scan_export
+from qure_provider.operators.sending import Sender, as_it_is, instances_of, sender_for
 from qure_provider.operators.work import BatchWork, open_batch
 from qure_provider.retries import StepIncompleteError
 
@@ -72,9 +73,7 @@ class QureUploadOperator(QureOperator):
         from qure_provider.api.model import Route
         from qure_provider.dicom.model import Fate
         from qure_provider.dicom.reasons import may_be_dicom
-        from qure_provider.dicom.scan import ScanLimits, scan, scan_files
         from qure_provider.dicom.select import SelectionRules, select
-        from qure_provider.hooks.outgoing import FileVersion, OutgoingFile
         from qure_provider.hooks.qure import QureHook
 
         if settings.identity_policy(self.identity_policy) is not settings.IdentityPolicy.IDENTIFIED:
@@ -83,9 +82,8 @@ class QureUploadOperator(QureOperator):
         refs: dict[str, list[str]] = {route.value: [] for route in Route}
         quarantined: list[tuple[str, Exception]] = []
         passed_over: Counter[str] = Counter()
-        limits = ScanLimits(files=settings.max_files(), header_bytes=settings.max_header_bytes())
         for root, files in _roots([self.paths] if isinstance(self.paths, str) else self.paths):
-            scanned = scan_files(root, files, limits=limits) if files else scan(root, limits=limits)
+            scanned = scan_export(root, files)
             selection = select(scanned, SelectionRules.from_mapping(self.selection or {}))
             for item in (*scanned.passed_over, *selection.passed_over):
                 if item.fate is Fate.QUARANTINED and (files or may_be_dicom(item.path, item.reason)):
@@ -94,16 +92,8 @@ class QureUploadOperator(QureOperator):
                     passed_over[item.reason] += 1
             for selected in selection.selected:
                 refs[selected.route.value] += [ref.uid for ref in selected.resources]
-                outgoing += [
-                    OutgoingFile(
-                        sop_instance_uid=instance.sop_instance_uid,
-                        series_instance_uid=selected.series.series_instance_uid,
-                        path=str(root / instance.path),
-                        size=instance.size,
-                        version=FileVersion(instance.size, instance.modified),
-                    )
-                    for instance in selected.series.instances
-                ]
+                series = selected.series
+                outgoing += [as_it_is(root, series.series_instance_uid, instance) for instance in series.instances]
         for reason, number in passed_over.items():
             self.log.info("Passed over: files=%d reason=%s", number, reason)
         if not outgoing and not quarantined:
