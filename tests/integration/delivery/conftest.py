@@ -6,7 +6,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
 
-from delivery_kit import Onward, connect, mllp_connection
+from delivery_kit import Onward, mllp_connection
+from pipeline_kit import connect
 from support.hl7_receiver import Hl7Receiver
 
 from qure_provider.emulator.server import running_emulator

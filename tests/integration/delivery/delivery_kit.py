@@ -5,19 +5,15 @@ import json
 import shutil
 from types import SimpleNamespace
 
-from pipeline_kit import Hospital, Pager, image
+from pipeline_kit import Hospital, image
 from sqlalchemy import text
-from tenacity import wait_none
 
 from qure_provider.delivery.assemble import Assembler
 from qure_provider.delivery.courier import Courier
 from qure_provider.delivery.rules import rules_from
-from qure_provider.hooks import retry
 from qure_provider.operators.redeliver import QureRedeliverOperator
 from qure_provider.operators.upload import QureUploadBatchOperator
 from qure_provider.store import Store
-from qure_provider.triggers import alerts
-from qure_provider.triggers import results as results_trigger
 from qure_provider.triggers.alerts import Paging
 
 RECEIVER = {"processing_id": "T", "connect_timeout": 2, "response_timeout": 2}
@@ -167,18 +163,3 @@ def mllp_connection(receiver, **extra):
     host, port = (receiver.host, receiver.port) if receiver else ("127.0.0.1", 1)
     settings = {name: value for name, value in {**RECEIVER, **extra}.items() if value is not None}
     return json.dumps({"conn_type": "mllp", "host": host, "port": port, "extra": settings})
-
-
-def connect(monkeypatch, emulator):
-    """The connection ``qure_default`` leads to the emulator; nobody waits longer than a test can."""
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    fields = {"conn_type": "qure", "host": emulator.base_url, "password": emulator.token}
-    extra = {"source": emulator.source, "requests_per_second": 1000}
-    monkeypatch.setenv("AIRFLOW_CONN_QURE_DEFAULT", json.dumps({**fields, "extra": extra}))
-    monkeypatch.setenv("AIRFLOW__QURE__IDENTITY_POLICY", "identified")
-    monkeypatch.setattr(retry, "BACKOFF", wait_none())
-    monkeypatch.setattr(alerts, "PAUSES_SECONDS", (0.0, 0.01, 0.01))
-    Pager.reset()
-    monkeypatch.setattr(results_trigger.random, "uniform", lambda low, high: low)

@@ -2,7 +2,8 @@ from types import SimpleNamespace
 
 import pydicom
 import pytest
-from delivery_kit import Onward, connect
+from delivery_kit import Onward
+from pipeline_kit import connect
 
 from qure_provider import settings
 from qure_provider.delivery.courier import LACKING

@@ -16,7 +16,9 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import generate_uid
 from sqlalchemy import text
+from tenacity import wait_none
 
+from qure_provider.hooks import retry
 from qure_provider.ledger.ledger import Ledger
 from qure_provider.operators.collect import QureCollectBatchOperator
 from qure_provider.operators.compute import QureComputeBatchOperator
@@ -24,6 +26,8 @@ from qure_provider.operators.plan import QurePlanOperator
 from qure_provider.operators.summarize import QureSummarizeOperator
 from qure_provider.operators.upload import QureUploadBatchOperator
 from qure_provider.store import Store, ledger_url
+from qure_provider.triggers import alerts
+from qure_provider.triggers import results as results_trigger
 
 CLASSES = {
     "CR": "1.2.840.10008.5.1.4.1.1.1",
@@ -286,6 +290,21 @@ class Hospital:
     def sent(self):
         """How many files the service received, whether it kept them or not."""
         return len(self.control.received())
+
+
+def connect(monkeypatch, emulator):
+    """The connection ``qure_default`` leads to the emulator; nobody waits longer than a test can."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    fields = {"conn_type": "qure", "host": emulator.base_url, "password": emulator.token}
+    extra = {"source": emulator.source, "requests_per_second": 1000}
+    monkeypatch.setenv("AIRFLOW_CONN_QURE_DEFAULT", json.dumps({**fields, "extra": extra}))
+    monkeypatch.setenv("AIRFLOW__QURE__IDENTITY_POLICY", "identified")
+    monkeypatch.setattr(retry, "BACKOFF", wait_none())
+    monkeypatch.setattr(alerts, "PAUSES_SECONDS", (0.0, 0.01, 0.01))
+    Pager.reset()
+    monkeypatch.setattr(results_trigger.random, "uniform", lambda low, high: low)
 
 
 def fire(trigger):
