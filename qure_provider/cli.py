@@ -37,6 +37,7 @@ def get_qure_cli_commands() -> list[CLICommand]:
                     "prune",
                     "Forget finished nights of the ledger; results in the store stay",
                     Arg(("--older-than-days",), help="Days since the night finished", type=int, required=True),
+                    Arg(("--yes",), help="Do it; without, only count what would be forgotten", action="store_true"),
                 ),
                 _command(
                     "withdraw",

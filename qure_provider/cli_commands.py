@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-import pendulum
+from sqlalchemy.exc import SQLAlchemyError
 
 from qure_provider import settings
 from qure_provider.delivery.assemble import ready_result
@@ -24,7 +25,8 @@ from qure_provider.delivery.destination import HeldError
 from qure_provider.ledger.database import LedgerError
 from qure_provider.ledger.deliveries import DeliveryRow
 from qure_provider.ledger.ledger import Ledger, ResourceRow
-from qure_provider.store import Store, ledger_url
+from qure_provider.nights import local_time, midnight
+from qure_provider.store import Store, ledger_url, open_path
 
 DELIVER_SECONDS = 300.0
 _CONTEXT = "_AIRFLOW_PROCESS_CONTEXT"
@@ -57,7 +59,8 @@ def night(args: Namespace) -> None:
     with _open(args) as (_, ledger):
         runs = ledger.runs_of_night(args.night)
         if not runs:
-            raise SystemExit("The ledger knows no such night.")
+            newest = ", ".join(sorted({run.night for run in ledger.all_runs()}, reverse=True)[:5])
+            raise SystemExit(f"The ledger knows no such night. The newest that it knows: {newest or 'none yet'}.")
         _print(
             [
                 {
@@ -91,14 +94,18 @@ def prune(args: Namespace) -> None:
     if args.older_than_days < 1:
         raise SystemExit("--older-than-days must be 1 or more")
     with _open(args) as (_, ledger):
-        _print(ledger.prune(time.time() - args.older_than_days * 86_400))
+        counted = ledger.prune(time.time() - args.older_than_days * 86_400, only_count=not args.yes)
+    _print({"forgotten": counted} if args.yes else {"would_forget": counted, "note": "nothing was done: add --yes"})
 
 
 def withdraw(args: Namespace) -> None:
     """Take delivered results back, and record who did and why."""
     if not (args.study or args.product or args.model or args.since):
         raise SystemExit("Say what to withdraw: --study, --product, --model or --since.")
-    since = pendulum.from_format(args.since, "YYYY-MM-DD", tz=settings.timezone()).timestamp() if args.since else 0.0
+    try:
+        since = midnight(args.since, settings.timezone()) if args.since else 0.0
+    except ValueError as error:
+        raise SystemExit(f"--since: {error}") from None
     with _open(args) as (store, ledger):
         found = [
             row
@@ -134,11 +141,19 @@ def withdraw(args: Namespace) -> None:
 @contextmanager
 def _open(args: Namespace) -> Iterator[tuple[Store, Ledger]]:
     root = args.store_root or settings.store_root()
+    path = open_path(root)
+    if isinstance(path, Path) and not path.is_dir():
+        raise SystemExit(f"There is no store at {root}: name its folder with --store-root, or by [qure] store_root.")
     try:
         with _connections_of_the_database(), Ledger.open(ledger_url(root)) as ledger:
             yield Store(root), ledger
     except LedgerError as error:
         raise SystemExit(str(error)) from None
+    except SQLAlchemyError as error:
+        raise SystemExit(
+            f"The ledger's database cannot be used ({type(error).__name__}): check that it runs, and [qure] "
+            "ledger_conn_id or the store's ledger.sqlite3."
+        ) from None
 
 
 @contextmanager
@@ -191,12 +206,20 @@ def _flat(night_name: str, row: ResourceRow) -> dict[str, Any]:
         "outcome": row.outcome.value if row.outcome else "",
         "triage": row.triage or "",
         "meaning": row.meaning.value,
-        "uploaded_at": row.uploaded_at,
-        "computed_at": row.computed_at,
-        "ready_at": row.ready_at,
+        **{name: _readable(name, getattr(row, name)) for name in ("uploaded_at", "computed_at", "ready_at")},
     }
 
 
 def _print(value: Any) -> None:
-    json.dump(value, sys.stdout, indent=1, ensure_ascii=False, default=str)
+    json.dump(_readable("", value), sys.stdout, indent=1, ensure_ascii=False, default=str)
     sys.stdout.write("\n")
+
+
+def _readable(name: str, value: Any) -> Any:
+    """Return the same with its times, which the ledger keeps in seconds since the epoch, by the hospital's clock."""
+    if isinstance(value, dict):
+        return {key: _readable(key, item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_readable(name, item) for item in value]
+    is_time = isinstance(value, float) and (name in {"at", "deadline"} or name.endswith("_at"))
+    return local_time(value, settings.timezone()) if is_time else value

@@ -1,4 +1,4 @@
-"""What a night is called: by the hospital's clock, never by UTC."""
+"""The hospital's clock: what a night is called, when a day begins, and how a time is shown; never by UTC."""
 
 from __future__ import annotations
 
@@ -32,6 +32,32 @@ def night_of(context: Mapping[str, Any], timezone: str) -> str:
         return safe_name(dag_run.partition_key)
     moment = dag_run.logical_date or dag_run.run_after
     return str(pendulum.instance(moment).in_timezone(timezone).to_date_string())
+
+
+def midnight(day: str, timezone: str) -> float:
+    """Return when a day begins, in seconds since the epoch.
+
+    Args:
+        day: ``YYYY-MM-DD``.
+        timezone: An IANA zone name.
+
+    Raises:
+        ValueError: If it is no such date.
+    """
+    try:
+        return float(pendulum.from_format(day, "YYYY-MM-DD", tz=timezone).timestamp())
+    except ValueError:
+        raise ValueError(f"{day!r} is no date: write it as YYYY-MM-DD, such as 2026-11-20.") from None
+
+
+def local_time(seconds: float, timezone: str) -> str:
+    """Return a time as a reader wants it: ``YYYY-MM-DD HH:MM:SS+ZZ:ZZ``.
+
+    Args:
+        seconds: Since the epoch.
+        timezone: An IANA zone name.
+    """
+    return str(pendulum.from_timestamp(int(seconds), tz=timezone).isoformat(" "))
 
 
 def safe_name(text: str) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow.sdk import BaseHook, ObjectStoragePath
+from airflow.sdk.exceptions import AirflowNotFoundException
 
 from qure_provider import settings
 from qure_provider.api.model import Route
@@ -43,11 +44,17 @@ def ledger_url(root: str) -> str:
         root: The store's root.
 
     Raises:
-        LedgerError: If the store is not local and no ledger connection is set (SQLite needs a local disk); if the
-            store holds results and its SQLite file is gone: a new one would not know what was sent and delivered.
+        LedgerError: If the store is not local and no ledger connection is set (SQLite needs a local disk); if that
+            connection does not exist; if the store holds results and its SQLite file is gone: a new one would not know
+            what was sent and delivered.
     """
     if conn_id := settings.ledger_conn_id():
-        uri = BaseHook.get_connection(conn_id).get_uri()
+        try:
+            uri = BaseHook.get_connection(conn_id).get_uri()
+        except AirflowNotFoundException:
+            raise LedgerError(
+                f"There is no connection {conn_id!r}, which [qure] ledger_conn_id names: create it in Airflow."
+            ) from None
         return uri.replace("postgres://", "postgresql+psycopg2://", 1)
     path = open_path(root)
     if not isinstance(path, Path):

@@ -314,17 +314,18 @@ class Ledger:
         with self._engine.begin() as connection:
             return [_run_row(row) for row in connection.execute(select(runs).order_by(runs.c.id)).mappings()]
 
-    def prune(self, before: float) -> dict[str, int]:
+    def prune(self, before: float, *, only_count: bool = False) -> dict[str, int]:
         """Forget runs that finished before a time, and resources that no run and no open delivery speaks of any more.
 
         Args:
             before: Seconds since the epoch.
+            only_count: Whether to forget nothing and only say what would be.
 
         Returns:
             How many runs, resources and studies were forgotten.
         """
         is_owed = deliveries.c.state.in_([state.value for state in OPEN_STATES])
-        with self._engine.begin() as connection:
+        with self._engine.connect() as connection, connection.begin() as transaction:
             old = list(connection.scalars(select(runs.c.id).where(runs.c.finished_at < before)))
             owed_runs = set(connection.scalars(select(deliveries.c.run_id).where(is_owed)))
             gone_runs = [run_id for run_id in old if run_id not in owed_runs]
@@ -355,6 +356,8 @@ class Ledger:
                 connection.execute(resources.delete().where(resources.c.id.in_(some)))
             orphans = studies.c.id.not_in(select(resources.c.study_id))
             gone_studies = connection.execute(studies.delete().where(orphans)).rowcount
+            if only_count:
+                transaction.rollback()
         return {"runs": len(gone_runs), "resources": len(gone), "studies": gone_studies}
 
     # Planning

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import pendulum
 from airflow.sdk import BaseOperator
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.context import Context
 
 from qure_provider import settings
+from qure_provider.nights import midnight
 from qure_provider.operators.troubles import tell_of_troubles
 from qure_provider.triggers.alerts import check_paging
 from qure_provider.triggers.results import run_facts
@@ -91,7 +91,7 @@ class QureRedeliverOperator(BaseOperator):
 
 
 def _midnight(day: str) -> float:
-    return pendulum.from_format(day, "YYYY-MM-DD", tz=settings.timezone()).timestamp() if day else 0.0
+    return midnight(day, settings.timezone()) if day else 0.0
 
 
 def _words(value: Sequence[str] | str) -> list[str]:

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from qure_provider.nights import in_night, night_of, safe_name
+from qure_provider.nights import in_night, local_time, midnight, night_of, safe_name
 
 
 def context(*, partition_key=None, logical_date=None, run_after=None):
@@ -56,3 +56,15 @@ def test_a_name_is_not_longer_than_file_systems_take():
 def test_the_nights_name_goes_where_the_template_says():
     assert in_night("/exports/{night}/out", "2026-11-20") == "/exports/2026-11-20/out"
     assert in_night("/exports/{other}", "2026-11-20") == "/exports/{other}"
+
+
+def test_a_day_begins_at_the_hospitals_midnight():
+    begins = midnight("2026-11-20", "Asia/Kolkata")
+    assert begins == datetime(2026, 11, 19, 18, 30, tzinfo=UTC).timestamp()
+    assert local_time(begins + 0.9, "Asia/Kolkata") == "2026-11-20 00:00:00+05:30"
+
+
+@pytest.mark.parametrize("day", ["yesterday", "20.11.2026", "2026-02-30", ""])
+def test_what_is_no_day_is_refused_in_words(day):
+    with pytest.raises(ValueError, match=f"'{day}' is no date: write it as YYYY-MM-DD"):
+        midnight(day, "UTC")

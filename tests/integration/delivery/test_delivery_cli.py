@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 import time
 
 import pytest
@@ -66,8 +67,39 @@ class TestLooking:
     def test_an_unknown_study_or_night_is_said_to_be_so(self, qure):
         with pytest.raises(SystemExit, match="knows no such study"):
             qure("study", "1.2.3")
-        with pytest.raises(SystemExit, match="knows no such night"):
+        with pytest.raises(SystemExit, match=r"knows no such night\. The newest that it knows: 2026-11-20"):
             qure("night", "1999-01-01")
+
+    def test_times_are_those_of_the_hospitals_clock(self, night, qure, ris, monkeypatch):
+        monkeypatch.setenv("AIRFLOW__QURE__TIMEZONE", "Asia/Kolkata")
+        night.onward("ris")
+        shown = json.loads(qure("study", night.head))
+        (run,) = json.loads(qure("night", "2026-11-20"))
+        (row, *_) = json.loads(qure("export"))
+        times = [
+            shown["resources"][0]["uploaded_at"],
+            shown["deliveries"][0]["delivered_at"],
+            shown["events"][0]["at"],
+            run["deadline"],
+            row["ready_at"],
+        ]
+        assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\+05:30", text) for text in times), times
+
+    def test_a_store_that_is_not_there_is_not_made(self, night, qure, tmp_path):
+        night.root = tmp_path / "typo"
+        with pytest.raises(SystemExit, match=r"There is no store at .*typo: name its folder with --store-root"):
+            qure("night", "2026-11-20")
+        assert not night.root.exists()
+
+    def test_a_ledger_that_cannot_be_read_is_said_to_be_so(self, night, qure):
+        (night.root / "ledger.sqlite3").write_bytes(b"no database" * 1000)
+        with pytest.raises(SystemExit, match=r"database cannot be used \(DatabaseError\): check"):
+            qure("night", "2026-11-20")
+
+    def test_a_ledger_connection_that_does_not_exist_is_said_to_be_so(self, qure, monkeypatch):
+        monkeypatch.setenv("AIRFLOW__QURE__LEDGER_CONN_ID", "typo")
+        with pytest.raises(SystemExit, match="no connection 'typo'"):
+            qure("night", "2026-11-20")
 
     def test_a_night_without_names_and_what_needs_somebody(self, night, qure, ris):
         ris.actions = [receivers.answer("AR")]
@@ -90,6 +122,7 @@ class TestLooking:
 
     def test_where_no_night_was_planned_yet_it_says_so(self, night, qure, tmp_path):
         night.root = tmp_path / "nothing"
+        night.root.mkdir()
         with pytest.raises(SystemExit, match="run the plan task first"):
             qure("export")
 
@@ -107,34 +140,44 @@ class TestForgetting:
         night.sql("UPDATE runs SET finished_at = :then", then=long_ago)
         night.sql("UPDATE resources SET updated_at = :then", then=long_ago)
 
+    def forget(self, qure, days):
+        return json.loads(qure("prune", "--older-than-days", days, "--yes"))["forgotten"]
+
+    def test_it_is_first_counted_and_nothing_is_done(self, night, qure):
+        self.finish(night)
+        shown = json.loads(qure("prune", "--older-than-days", 90))
+        assert shown["would_forget"] == {"runs": 1, "resources": 3, "studies": 2}
+        assert "add --yes" in shown["note"]
+        assert len(night.table("resources")) == 3
+
     def test_a_finished_night_that_owes_nothing(self, night, qure):
         night.onward(night.to_folder)
         self.finish(night)
-        assert json.loads(qure("prune", "--older-than-days", 90)) == {"runs": 1, "resources": 3, "studies": 2}
+        assert self.forget(qure, 90) == {"runs": 1, "resources": 3, "studies": 2}
         assert night.received()
         assert list((night.root / "studies").rglob("result.json"))
 
     def test_not_a_newer_one(self, night, qure):
         night.onward(night.to_folder)
         self.finish(night)
-        assert json.loads(qure("prune", "--older-than-days", 101)) == {"runs": 0, "resources": 0, "studies": 0}
+        assert self.forget(qure, 101) == {"runs": 0, "resources": 0, "studies": 0}
 
     def test_not_one_that_never_finished(self, night, qure):
         night.sql("UPDATE resources SET updated_at = 0")
-        assert json.loads(qure("prune", "--older-than-days", 1)) == {"runs": 0, "resources": 0, "studies": 0}
+        assert self.forget(qure, 1) == {"runs": 0, "resources": 0, "studies": 0}
 
     @pytest.mark.parametrize("state", ["waiting", "in doubt", "held", "sending"])
     def test_not_what_is_still_owed(self, night, qure, ris, state):
         night.onward("ris")
         night.sql("UPDATE deliveries SET state = :state", state=state)
         self.finish(night)
-        assert json.loads(qure("prune", "--older-than-days", 90)) == {"runs": 0, "resources": 0, "studies": 0}
+        assert self.forget(qure, 90) == {"runs": 0, "resources": 0, "studies": 0}
 
     def test_a_delivery_of_forgotten_images_that_is_opened_again_is_held(self, night, qure, ris):
         ris.actions = [receivers.answer("AR"), receivers.answer("AR")]
         night.onward("ris")
         self.finish(night)
-        qure("prune", "--older-than-days", 90)
+        self.forget(qure, 90)
         night.redeliver(states="dead")
         assert {row["state"] for row in night.table("deliveries")} == {"held"}
         assert len(ris.messages) == 2
@@ -142,7 +185,7 @@ class TestForgetting:
     def test_no_newer_image_gets_the_key_of_one_that_was_forgotten(self, night, qure):
         newest = max(row["id"] for row in night.table("resources"))
         self.finish(night)
-        qure("prune", "--older-than-days", 90)
+        self.forget(qure, 90)
         night.xray("another")
         night.new_run("scheduled__2")
         night.plan()
@@ -214,6 +257,11 @@ class TestTakingBack:
         night.onward("ris")
         assert withdraw(qure, "--since", "2999-01-01", yes=False)["would_withdraw"] == []
         assert len(withdraw(qure, "--since", "2020-01-01", yes=False)["would_withdraw"]) == 2
+
+    @pytest.mark.parametrize("date", ["yesterday", "20.11.2026", "2026-02-30"])
+    def test_what_is_no_date_is_refused(self, qure, date):
+        with pytest.raises(SystemExit, match=f"--since: '{date}' is no date: write it as YYYY-MM-DD"):
+            withdraw(qure, "--since", date, yes=False)
 
     def test_something_must_be_named(self, qure):
         with pytest.raises(SystemExit, match="Say what to withdraw"):
