@@ -340,6 +340,11 @@ class Deliveries:
         with self._engine.begin() as connection:
             return sorted(connection.scalars(query))
 
+    def destinations(self) -> list[str]:
+        """Return every destination that a delivery is recorded for."""
+        with self._engine.begin() as connection:
+            return sorted(connection.scalars(select(deliveries.c.destination).distinct()))
+
     def of_run(self, run_id: int) -> list[DeliveryRow]:
         """Return all deliveries of a run."""
         return self._select(deliveries.c.run_id == run_id)

@@ -66,7 +66,11 @@ class QureRedeliverOperator(BaseOperator):
         self.notifiers = [notifier.serialize() for notifier in notifiers]
 
     def execute(self, context: Context) -> dict[str, int]:
-        """Send what is owed."""
+        """Send what is owed.
+
+        Raises:
+            ValueError: If a destination is named that no delivery is recorded for, or a state or date is none.
+        """
         from qure_provider.delivery.courier import Courier
         from qure_provider.ledger.ledger import Ledger
         from qure_provider.store import Store, ledger_url
@@ -74,12 +78,10 @@ class QureRedeliverOperator(BaseOperator):
         root = self.store_root or settings.store_root()
         chosen = _words(self.destinations)
         states = _states(_words(self.states))
+        since = midnight(self.since, settings.timezone()) if self.since else 0.0
         with Ledger.open(ledger_url(root), create=True) as ledger:
-            reopened = (
-                ledger.deliveries.reopen(states=states, destinations=chosen, since=_midnight(self.since))
-                if states
-                else 0
-            )
+            _check_known(chosen, ledger.deliveries.destinations())
+            reopened = ledger.deliveries.reopen(states=states, destinations=chosen, since=since) if states else 0
             courier = Courier(Store(root), ledger, str(context["ti"].id))
             troubles = courier.deliver(
                 chosen or ledger.deliveries.destinations_owed(),
@@ -90,8 +92,13 @@ class QureRedeliverOperator(BaseOperator):
         return {"reopened": reopened, "troubles": len(troubles)}
 
 
-def _midnight(day: str) -> float:
-    return midnight(day, settings.timezone()) if day else 0.0
+def _check_known(chosen: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        raise ValueError(
+            f"No delivery to {', '.join(map(repr, unknown))} is on record, so nothing was sent. Destinations on "
+            f"record: {', '.join(known) or 'none yet'}."
+        )
 
 
 def _words(value: Sequence[str] | str) -> list[str]:

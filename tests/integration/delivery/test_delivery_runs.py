@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 import runpy
 from pathlib import Path
 
@@ -193,7 +194,7 @@ class TestShowingOnly:
 class TestRedelivering:
     def test_only_to_chosen_destinations(self, night, ris):
         night.enqueue([night.to_folder, "ris"])
-        night.redeliver(destinations="ris, other")
+        night.redeliver(destinations="ris")
         assert night.states("ris") == {"delivered": 2}
         assert night.states(night.to_folder) == {"waiting": 3}
 
@@ -204,6 +205,19 @@ class TestRedelivering:
         night.sql("UPDATE deliveries SET created_at = 1795199399")  # 2026-11-20 23:59:59 in Kolkata
         assert night.redeliver(states=["dead"], since="2026-11-21") == {"reopened": 0, "troubles": 0}
         assert night.redeliver(states=["dead"], since="2026-11-20") == {"reopened": 2, "troubles": 0}
+
+    def test_to_a_destination_that_nothing_was_ever_owed_to_it_is_refused_and_nothing_is_sent(self, night, ris):
+        night.enqueue([night.to_folder, "ris"])
+        known = re.escape(
+            f"No delivery to 'riss' is on record, so nothing was sent. Destinations on record: {night.to_folder}, ris."
+        )
+        with pytest.raises(ValueError, match=known):
+            night.redeliver(destinations="ris, riss")
+        assert night.states() == {"waiting": 5}
+
+    def test_what_is_no_date_is_refused(self, night):
+        with pytest.raises(ValueError, match="'last week' is no date"):
+            night.redeliver(since="last week")
 
     def test_another_state_is_refused(self, night):
         with pytest.raises(ValueError, match="states takes only held and dead"):
