@@ -19,6 +19,7 @@ from qure_provider.hooks.connection import QureConnection
 from qure_provider.hooks.failures import network_error
 from qure_provider.hooks.http import credentials, redirect_within, results_url, user_agent
 from qure_provider.hooks.pace import Pace
+from qure_provider.hooks.transport import ANSWER_SECONDS
 
 _OPERATOR = "QureResultsTrigger"
 _MAX_CONNECTIONS = 64
@@ -155,7 +156,9 @@ async def _open(qure_conn_id: str, pace: Pace) -> QureAsyncClient:
         connector=aiohttp.TCPConnector(ssl=tls, limit=_MAX_CONNECTIONS),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(
-            total=None, sock_connect=connection.connect_timeout, sock_read=connection.read_timeout
+            total=ANSWER_SECONDS + connection.connect_timeout + connection.read_timeout,
+            sock_connect=connection.connect_timeout,
+            sock_read=connection.read_timeout,
         ),
         trace_configs=[_pacing_repeats(pace)],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +20,7 @@ from requests.exceptions import RequestException
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
+from urllib3.exceptions import TimeoutError as AnswerTimeoutError
 
 from qure_provider.api.errors import QureRejectedError
 from qure_provider.hooks.connection import QureConnection, origin
@@ -27,6 +29,9 @@ from qure_provider.hooks.http import credentials, user_agent
 
 AddressCheck = Callable[[str], None]
 """Takes the address that a connection was made to and raises if nothing may be asked of it."""
+
+ANSWER_SECONDS = 120.0
+"""How long reading an answer's body may take, however steadily it drips: it is small, and somebody waits for it."""
 
 _quiet: ContextVar[bool] = ContextVar("qure_quiet", default=False)
 
@@ -140,7 +145,7 @@ def failures_named(what: str) -> Iterator[None]:
 
 
 def read_at_most(response: requests.Response, limit: int) -> bytes:
-    """Read a body, but no more than one byte beyond a limit.
+    """Read an answer's body, but no more than one byte beyond a limit, and no longer than ``ANSWER_SECONDS``.
 
     Args:
         response: Made with ``stream=True``.
@@ -148,12 +153,18 @@ def read_at_most(response: requests.Response, limit: int) -> bytes:
 
     Returns:
         The body; longer than the limit only where it had more.
+
+    Raises:
+        HTTPError: The body broke off, or took too long.
     """
     body = bytearray()
-    for chunk in response.iter_content(64 * 1024):
+    until = time.monotonic() + ANSWER_SECONDS
+    while chunk := response.raw.read1(64 * 1024, decode_content=True):
         body += chunk
         if len(body) > limit:
             break
+        if time.monotonic() > until:
+            raise AnswerTimeoutError("the answer took too long")
     return bytes(body[: limit + 1])
 
 

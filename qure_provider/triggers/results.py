@@ -42,6 +42,8 @@ HOLD_SECONDS = 60.0
 CONCURRENCY = 16
 TELLING_SECONDS = 5.0
 """How long the task's wake waits for alerts that are being sent; they are sent to the end all the same."""
+ANSWERING_SECONDS = 5.0
+"""How long the task's wake waits for questions that are under way, one of which may be about something urgent."""
 TELL_AGAIN_SECONDS = 60.0
 """Between two rounds of trying to send the batch's alerts that did not get through, of what was fetched, too."""
 GROWTH = 1.5
@@ -227,39 +229,26 @@ class QureResultsTrigger(BaseTrigger):
         yield TriggerEvent(event.to_payload())  # type: ignore[no-untyped-call]
 
     async def _wait(self, client: QureAsyncClient, targets: list[Target]) -> ResultsEvent:
-        now = time.time()
-        due = [(now + self._first_wait(target) + random.uniform(0, 1), target.key) for target in targets]  # noqa: S311
-        heapq.heapify(due)
-        by_key = {target.key: target for target in targets}
-        done: dict[int, float] = {}
-        settling = {target.key for target in targets if target.ready_at is not None and not target.stale}
-        urgent: list[int] = []
-        wakes_early = self.batch_id is not None
-        while due:
-            now = time.time()
-            if now >= self.deadline:
-                return ResultsEvent(Wake.DEADLINE, tuple(urgent), tuple(done))
-            # Results that come together are taken together: each wake is a task's start, and asks for all that is left.
-            is_share = len(done) >= SHARE * len(targets) and not settling
-            if wakes_early and done and (is_share or now - next(iter(done.values())) >= HOLD_SECONDS):
-                return ResultsEvent(Wake.SOME, tuple(urgent), tuple(done))
-            if due[0][0] > now:
-                await asyncio.sleep(min(due[0][0], self.deadline, now + 1) - now)
-                continue
-            batch = [by_key[heapq.heappop(due)[1]] for _ in range(min(CONCURRENCY, len(due))) if due[0][0] <= now]
-            verdicts = await asyncio.gather(*(self._ask(client, target) for target in batch))
-            for target, verdict in zip(batch, verdicts, strict=True):
-                if verdict.is_done:
-                    done[target.key] = time.time()
-                    settling.discard(target.key)
-                else:
-                    (settling.add if verdict.is_settling else settling.discard)(target.key)
-                    heapq.heappush(due, (time.time() + verdict.wait, target.key))
-                if verdict.is_urgent:
-                    urgent.append(target.key)
-            if wakes_early and urgent:
-                return ResultsEvent(Wake.URGENT, tuple(urgent), tuple(done))
-        return ResultsEvent(Wake.ALL, tuple(urgent), tuple(done))
+        watch = _Watch({target.key: target for target in targets})
+        for target in targets:
+            watch.ask_in(self._first_wait(target) + random.uniform(0, 1), target)  # noqa: S311
+        try:
+            while watch.due or watch.asking:
+                now = time.time()
+                if now >= self.deadline:
+                    return watch.event(Wake.DEADLINE)
+                if self.batch_id is not None and (wake := watch.wake(now)):
+                    await watch.hear(seconds=ANSWERING_SECONDS, all_of_them=True)
+                    return watch.event(wake)
+                while watch.due and watch.due[0][0] <= now and len(watch.asking) < CONCURRENCY:
+                    target = watch.targets[heapq.heappop(watch.due)[1]]
+                    watch.asking[asyncio.create_task(self._ask(client, target))] = target
+                is_full = not watch.due or len(watch.asking) >= CONCURRENCY
+                await watch.hear(seconds=min(now + 1 if is_full else watch.due[0][0], self.deadline, now + 1) - now)
+            return watch.event(Wake.ALL)
+        finally:
+            for task in watch.asking:
+                task.cancel()
 
     async def _ask(self, client: QureAsyncClient, target: Target) -> _Verdict:
         try:
@@ -421,6 +410,72 @@ class _Verdict:
     is_settling: bool = False
     is_urgent: bool = False
     wait: float = 0.0
+
+
+@dataclass(slots=True)
+class _Watch:
+    """What a trigger knows of its targets while it polls: each question goes on by itself, so that none holds another.
+
+    Attributes:
+        targets: All, by key.
+        due: When to ask for which, earliest first.
+        asking: The questions under way.
+        done: When each got its answer, in the order in which they did.
+        settling: Ready, and about to be looked at again.
+        urgent: Whose results page somebody.
+    """
+
+    targets: Mapping[int, Target]
+    due: list[tuple[float, int]] = field(default_factory=list)
+    asking: dict[asyncio.Task[_Verdict], Target] = field(default_factory=dict)
+    done: dict[int, float] = field(default_factory=dict)
+    settling: set[int] = field(default_factory=set)
+    urgent: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.settling |= {
+            key for key, target in self.targets.items() if target.ready_at is not None and not target.stale
+        }
+
+    def ask_in(self, seconds: float, target: Target) -> None:
+        """Ask for it then."""
+        heapq.heappush(self.due, (time.time() + seconds, target.key))
+
+    async def hear(self, *, seconds: float, all_of_them: bool = False) -> None:
+        """Wait for an answer, or for all that are under way, no longer than so many seconds; take what came."""
+        if not self.asking:
+            await asyncio.sleep(0 if all_of_them else seconds)
+            return
+        when = asyncio.ALL_COMPLETED if all_of_them else asyncio.FIRST_COMPLETED
+        finished, _ = await asyncio.wait(self.asking, timeout=seconds, return_when=when)
+        for task in finished:
+            self._take(self.asking.pop(task), task.result())
+
+    def _take(self, target: Target, verdict: _Verdict) -> None:
+        if verdict.is_done:
+            self.done[target.key] = time.time()
+            self.settling.discard(target.key)
+        else:
+            (self.settling.add if verdict.is_settling else self.settling.discard)(target.key)
+            self.ask_in(verdict.wait, target)
+        if verdict.is_urgent:
+            self.urgent.append(target.key)
+
+    def wake(self, now: float) -> Wake | None:
+        """Return why the task is to be resumed before everything has its answer, or None.
+
+        Results that come together are taken together: each wake is a task's start, and asks for all that is left.
+        """
+        if self.urgent:
+            return Wake.URGENT
+        is_share = len(self.done) >= SHARE * len(self.targets) and not self.settling
+        if self.done and (is_share or now - next(iter(self.done.values())) >= HOLD_SECONDS):
+            return Wake.SOME
+        return None
+
+    def event(self, wake: Wake) -> ResultsEvent:
+        """Return what the task is told."""
+        return ResultsEvent(wake, tuple(self.urgent), tuple(self.done))
 
 
 def alert_about(answer: ResultAnswer, facts: Mapping[str, str]) -> Alert:

@@ -9,7 +9,7 @@ import pytest
 
 from qure_provider.api.errors import QureError, QureRejectedError, QureSettingsError, QureTransientError
 from qure_provider.api.model import Outcome, ResourceRef, Route
-from qure_provider.emulator.model import Answer, At, Kind, Oversize, PlannedOutcome, Reset, Stall, Truncate
+from qure_provider.emulator.model import Answer, At, Drip, Kind, Oversize, PlannedOutcome, Reset, Stall, Truncate
 from qure_provider.hooks import qure_async
 from qure_provider.hooks.qure import QureHook
 from qure_provider.hooks.qure_async import shared_client
@@ -148,6 +148,16 @@ async def test_whatever_comes_over_the_wire_is_an_error_of_ours_in_both(scripted
         await ask(XRAY)
     with QureHook() as hook, pytest.raises(QureError):
         await asyncio.to_thread(hook.result, XRAY)
+
+
+async def test_an_answer_that_drips_for_ever_is_given_up(emulator, reconnect, image, monkeypatch):
+    reconnect(connect_timeout=0.2, read_timeout=0.3)
+    monkeypatch.setattr(qure_async, "ANSWER_SECONDS", 0.5)
+    emulator.control.inject(Drip(kind=Kind.RESULTS, chunk=1, seconds=0.1, times=None))
+
+    with pytest.raises(QureTransientError, match="too long"):
+        async with asyncio.timeout(10):
+            await ask(image)
 
 
 async def test_a_retry_after_is_handed_up(emulator, hook, image):

@@ -9,6 +9,7 @@ from qure_provider.api.errors import QureRejectedError, QureSettingsError, QureT
 from qure_provider.api.model import Outcome, ResourceRef, Route
 from qure_provider.emulator.model import Answer, At, Drip, Kind, Oversize, PlannedOutcome, Reset, Stall, Truncate
 from qure_provider.emulator.settings import Answers, Recompute
+from qure_provider.hooks import transport
 from qure_provider.hooks.qure import QureHook
 
 
@@ -133,6 +134,16 @@ def test_a_slow_answer_that_moves_is_no_timeout(reconnect, emulator, image):
     emulator.control.inject(Drip(kind=Kind.RESULTS, chunk=100, seconds=0.02))
 
     assert reconnect(read_timeout=0.3).result(image).outcome is Outcome.READY
+
+
+def test_one_that_drips_for_ever_is_given_up(reconnect, emulator, image, monkeypatch):
+    monkeypatch.setattr(transport, "ANSWER_SECONDS", 0.5)
+    emulator.control.inject(Drip(kind=Kind.RESULTS, chunk=1, seconds=0.1, times=None))
+    begun = time.monotonic()
+
+    with pytest.raises(QureTransientError, match="too long"):
+        reconnect().result(image, tries=1)
+    assert time.monotonic() - begun < 5
 
 
 def test_an_answer_larger_than_the_limit_is_not_read(reconnect, emulator, image):

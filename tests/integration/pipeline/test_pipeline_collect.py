@@ -12,7 +12,7 @@ from airflow.triggers.base import TriggerEvent
 from pipeline_kit import QUICK, Pager, fire, slices
 
 from qure_provider.api.errors import QureSettingsError
-from qure_provider.emulator.model import Answer, MissingFiles, Reset, Truncate
+from qure_provider.emulator.model import Answer, Drip, Kind, MissingFiles, Reset, Stall, Truncate
 from qure_provider.ledger.ledger import LeaseLostError
 from qure_provider.operators import collect as collect_module
 from qure_provider.operators import fetching
@@ -826,6 +826,39 @@ class TestTheTrigger:
         event = fire(self.trigger(hospital, batch, deadline=time.time() + 0.5))
         assert event == {"wake": "deadline", "urgent": [], "done": [], "told": []}
         assert 0.4 < time.monotonic() - begun < 30
+
+    def test_an_answer_that_never_comes_holds_no_other_result(self, hospital, monkeypatch):
+        monkeypatch.setattr(trigger_module, "ANSWERING_SECONDS", 0.2)
+        films = hospital.xray(images=8)
+        batch = uploaded(hospital)
+        hospital.control.inject(Stall(kind=Kind.RESULTS, uid=films[0].SOPInstanceUID, times=None))
+        begun = time.monotonic()
+        event = fire(self.trigger(hospital, batch))
+        assert (event["wake"], len(event["done"])) == ("some", 7)
+        assert time.monotonic() - begun < 10
+
+    def test_people_are_told_at_once_while_other_answers_drip(self, hospital, monkeypatch):
+        monkeypatch.setattr(trigger_module, "ANSWERING_SECONDS", 0.2)
+        films = hospital.xray(images=3)
+        batch = uploaded(hospital)
+        for film in films[:2]:
+            hospital.control.inject(Drip(kind=Kind.RESULTS, uid=film.SOPInstanceUID, times=None, seconds=2))
+        hospital.control.plan(films[2].SOPInstanceUID, findings=["nodule"])
+        (notifier,) = hospital.collector(batch, notifiers=[Pager.callback()]).notifiers
+        begun = time.monotonic()
+        event = fire(self.trigger(hospital, batch, notifiers=[notifier], meanings=["abnormal"]))
+        assert event["urgent"] == [hospital.rows()[films[2].SOPInstanceUID].id]
+        assert time.monotonic() - begun < 10
+        assert [where for where, _ in Pager.told] == ["triggerer"]
+
+    def test_nor_does_it_hold_the_deadline(self, hospital):
+        (film,) = hospital.xray()
+        batch = uploaded(hospital)
+        hospital.control.inject(Stall(kind=Kind.RESULTS, uid=film.SOPInstanceUID, times=None))
+        begun = time.monotonic()
+        event = fire(self.trigger(hospital, batch, deadline=time.time() + 2))
+        assert event["wake"] == "deadline"
+        assert time.monotonic() - begun < 10
 
     def test_it_does_not_ask_for_what_it_is_told_to_leave_out_nor_for_what_is_over(self, hospital):
         films = hospital.xray(images=3)
