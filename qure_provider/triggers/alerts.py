@@ -87,26 +87,45 @@ class Alert:
     problem: str = ""
 
     @property
+    def acquired_at(self) -> str:
+        """When it was acquired, by the hospital's clock: ``2026-11-20 10:15 +05:30``.
+
+        Only the day where the header tells no time; empty where it tells neither.
+        """
+        moment = self._acquired(12, 14)
+        if moment is not None:
+            return str(moment.format("YYYY-MM-DD HH:mm Z"))
+        day = self._acquired(8)
+        return "" if day is None else str(day.to_date_string())
+
+    @property
     def minutes_since_acquisition(self) -> int | None:
-        """How old the images are, in minutes; None where the header does not tell."""
+        """How old the images are, in minutes; None where the header does not tell, or names a time to come."""
+        moment = self._acquired(12, 14)
+        if moment is None:
+            return None
+        minutes = int((pendulum.now("UTC") - moment).total_seconds() // 60)
+        return minutes if minutes >= 0 else None
+
+    def _acquired(self, *lengths: int) -> pendulum.DateTime | None:
+        """Read the time, if it has so many digits: pendulum finds one in others, too, and a wrong one."""
         digits = self.acquired.partition(".")[0]
-        if len(digits) not in {12, 14}:  # pendulum finds a time in less, too, and a wrong one
+        if len(digits) not in lengths:
             return None
         try:
-            moment = pendulum.from_format(digits.ljust(14, "0"), "YYYYMMDDHHmmss", tz=settings.timezone())
+            return pendulum.from_format(digits.ljust(14, "0"), "YYYYMMDDHHmmss", tz=settings.timezone())
         except ValueError:
             return None
-        return int((pendulum.now("UTC") - moment).total_seconds() // 60)
 
     @property
     def text(self) -> str:
         """The alert as one paragraph."""
         age = self.minutes_since_acquisition
-        where = f"acquired {self.acquired or 'at an unknown time'} at {self.station or 'an unknown station'}"
+        where = f"acquired {self.acquired_at or 'at an unknown time'} at {self.station or 'an unknown station'}"
         problem = f"NOT DELIVERED: {self.problem.rstrip('.')}. " if self.problem else ""
         return (
-            f"{problem}AI output, unverified: {self.product} marks a {self.modality or 'study'} as {self.meaning} "
-            f"(triage word: {self.triage}). Study ref {self.study_ref}, {where}"
+            f"{problem}AI output, unverified: {self.product or 'the service'} marks a {self.modality or 'study'} as {self.meaning} "
+            f"(triage word: {self.triage or 'none'}). Study ref {self.study_ref}, {where}"
             f"{'' if age is None else f', {age} min after acquisition'}. Please have it read. {self.link}"
         ).strip()
 
@@ -116,6 +135,7 @@ class Alert:
             "alert": {
                 **asdict(self),
                 "text": self.text,
+                "acquired_at": self.acquired_at,
                 "minutes_since_acquisition": self.minutes_since_acquisition,
             }
         }

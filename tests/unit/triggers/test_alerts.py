@@ -26,6 +26,26 @@ class TestWhatIsSaid:
         assert "7 min after acquisition" in ALERT.text
         assert replace(ALERT, acquired="202611201015").minutes_since_acquisition == 7
 
+    @pytest.mark.parametrize(
+        ("acquired", "shown"),
+        [
+            ("20261120101500.123", "acquired 2026-11-20 10:15 +05:30 at ROOM1"),
+            ("202611201015", "acquired 2026-11-20 10:15 +05:30 at ROOM1"),
+            ("20261120", "acquired 2026-11-20 at ROOM1"),
+            ("2026112010", "acquired at an unknown time at ROOM1"),
+            ("20269920", "acquired at an unknown time at ROOM1"),
+            ("", "acquired at an unknown time at ROOM1"),
+        ],
+    )
+    def test_says_when_as_people_write_it_with_the_hospitals_zone(self, monkeypatch, acquired, shown):
+        monkeypatch.setenv("AIRFLOW__QURE__TIMEZONE", "Asia/Kolkata")
+        assert shown in replace(ALERT, acquired=acquired).text
+
+    def test_a_time_to_come_has_no_age(self):
+        alert = replace(ALERT, acquired="29991120101500")
+        assert alert.minutes_since_acquisition is None
+        assert "min after" not in alert.text
+
     @pytest.mark.parametrize("acquired", ["", "20261120", "2026112010", "20261120101", "20269920101500", "nonsense"])
     def test_a_header_that_does_not_tell_stops_nothing(self, acquired):
         alert = Alert("ab12", "qer", "urgent", "Critical", acquired=acquired)
@@ -33,9 +53,15 @@ class TestWhatIsSaid:
         assert "unverified" in alert.text
         assert "min after" not in alert.text
 
+    def test_what_the_service_left_out_is_said_to_be_so(self):
+        text = replace(ALERT, product="", triage="").text
+        assert "the service marks a CT as urgent (triage word: none)" in text
+
     def test_templates_can_use_all_of_it(self):
         (alert,) = ALERT.as_context().values()
-        assert {field.name for field in fields(Alert)} | {"text", "minutes_since_acquisition"} == set(alert)
+        assert {field.name for field in fields(Alert)} | {"text", "acquired_at", "minutes_since_acquisition"} == set(
+            alert
+        )
 
 
 class TestWhatPages:
