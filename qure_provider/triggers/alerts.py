@@ -124,8 +124,8 @@ class Alert:
         where = f"acquired {self.acquired_at or 'at an unknown time'} at {self.station or 'an unknown station'}"
         problem = f"NOT DELIVERED: {self.problem.rstrip('.')}. " if self.problem else ""
         return (
-            f"{problem}AI output, unverified: {self.product or 'the service'} marks a {self.modality or 'study'} as {self.meaning} "
-            f"(triage word: {self.triage or 'none'}). Study ref {self.study_ref}, {where}"
+            f"{problem}AI output, unverified: {self.product or 'the service'} marks a {self.modality or 'study'} "
+            f"as {self.meaning} (triage word: {self.triage or 'none'}). Study ref {self.study_ref}, {where}"
             f"{'' if age is None else f', {age} min after acquisition'}. Please have it read. {self.link}"
         ).strip()
 

@@ -134,7 +134,14 @@ class TestTheRightStudyIsNamed:
         (batch,) = sent(hospital, first.SeriesInstanceUID)
         hospital.collect(batch, notifiers=[Pager.callback("{{ alert.text }}")])
         ((_, text),) = Pager.told
-        for part in (ref(first), "AI output, unverified", "urgent", "SIM-ROOM", "20261120101500", "/dags/night/runs/"):
+        for part in (
+            ref(first),
+            "AI output, unverified",
+            "urgent",
+            "SIM-ROOM",
+            "2026-11-20 10:15",
+            "/dags/night/runs/",
+        ):
             assert part in text
         for secret in ("CANARY", first.StudyInstanceUID, first.SeriesInstanceUID):
             assert secret not in text
