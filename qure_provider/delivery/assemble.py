@@ -14,6 +14,7 @@ import pendulum
 from qure_provider import settings
 from qure_provider.api.model import Outcome
 from qure_provider.delivery.destination import HeldError, NotReadyError, ObjectsParcel, Parcel, ReportParcel
+from qure_provider.delivery.rules import NEVER_ONWARD
 from qure_provider.dicom.complete import complete_objects
 from qure_provider.dicom.objects import UnreadableError
 from qure_provider.dicom.rejection import Rejected
@@ -25,8 +26,6 @@ from qure_provider.reports.result import Asset, Result
 from qure_provider.reports.study_report import StudyReport, worst
 from qure_provider.store import Store
 
-NEVER_ONWARD = frozenset({"original", "original_thumbnail"})
-"""The service's copy of the image is lossy and carries the source's UID: it could overwrite the image."""
 PDF_KINDS = ("report_pdf", "pdf")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from qure_provider import settings
 from qure_provider.api.model import Meaning, Outcome
-from qure_provider.delivery.assemble import NEVER_ONWARD, Assembler, lacking, ready_result
+from qure_provider.delivery.assemble import Assembler, lacking, ready_result
 from qure_provider.delivery.destination import (
     Arrival,
     Destination,
@@ -25,7 +25,7 @@ from qure_provider.delivery.destination import (
     Parcel,
     open_destination,
 )
-from qure_provider.delivery.rules import Case, Rule, decide, destinations_of
+from qure_provider.delivery.rules import NEVER_ONWARD, Case, Rule, decide, destinations_of
 from qure_provider.hooks.media import Media
 from qure_provider.hooks.receiver import (
     ReceiverError,
@@ -55,6 +55,8 @@ NOTHING_NEW = "all of it had arrived with an earlier revision"
 LACKING = "an image was sent again and has no newer result: a report without it could replace one that had it"
 ENOUGH = 3
 """After so many deliveries in a row that did not get through, a destination is left alone until a later call."""
+AT_A_TIME = 8
+"""How many deliveries are taken at once: what is urgent of the same study waits for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,8 @@ class Courier:
         run_id: int | None = None,
         seconds: float,
         even_if_not_due: bool = False,
+        only_urgent: bool = False,
+        lanes: int = 1,
     ) -> list[Trouble]:
         """Send what is owed, to all destinations at once, for a bounded time.
 
@@ -127,6 +131,8 @@ class Courier:
             run_id: Only what this run owes; None for all.
             seconds: After this time nothing more is begun.
             even_if_not_due: Whether to try again before the time that was set.
+            only_urgent: Whether to leave the others to somebody else.
+            lanes: How many send to one destination side by side.
 
         Returns:
             What was held, given up or is in doubt.
@@ -136,12 +142,22 @@ class Courier:
             return []
         give_up = time.monotonic() + seconds
         with ExitStack() as stack:
-            opened = {name: destination for name in names if (destination := self._open(name, stack)) is not None}
-            with ThreadPoolExecutor(max_workers=8) as pool:
-                parts = pool.map(
-                    lambda name: self._deliver_to(name, opened[name], run_id, give_up, even_if_not_due), opened
+            opened = [(name, destination) for name in names for destination in self._open_lanes(name, lanes, stack)]
+
+            def work(lane: tuple[str, Destination]) -> list[Trouble]:
+                return self._deliver_to(
+                    *lane, run_id, give_up, even_if_not_due=even_if_not_due, only_urgent=only_urgent
                 )
-                return [trouble for part in parts for trouble in part]
+
+            with ThreadPoolExecutor(max_workers=8 * lanes) as pool:
+                return [trouble for part in pool.map(work, opened) for trouble in part]
+
+    def _open_lanes(self, name: str, lanes: int, stack: ExitStack) -> Iterator[Destination]:
+        for _ in range(lanes):
+            destination = self._open(name, stack)
+            if destination is None:
+                return
+            yield destination
 
     def _open(self, name: str, stack: ExitStack) -> Destination | None:
         """Open a destination and look its connection up, which threads of ``dag.test()`` cannot do at once."""
@@ -273,7 +289,14 @@ class Courier:
         return any(result.meaning is Meaning.URGENT or self._paging.wants(result) for result in results)
 
     def _deliver_to(
-        self, name: str, destination: Destination, run_id: int | None, give_up: float, even_if_not_due: bool
+        self,
+        name: str,
+        destination: Destination,
+        run_id: int | None,
+        give_up: float,
+        *,
+        even_if_not_due: bool,
+        only_urgent: bool,
     ) -> list[Trouble]:
         deliveries = self._ledger.deliveries
         began = time.time()
@@ -286,6 +309,8 @@ class Courier:
                 run_id=run_id,
                 even_if_not_due=even_if_not_due,
                 not_begun_since=began,
+                only_urgent=only_urgent,
+                limit=AT_A_TIME,
             )
             if not claimed:
                 break

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from qure_provider.api.files import FILE_KINDS
 from qure_provider.api.model import Meaning, Outcome
+
+NEVER_ONWARD = frozenset({"original", "original_thumbnail"})
+"""The service's copy of the image is lossy and carries the source's UID: it could overwrite the image."""
+
+_PRODUCTS = ("qxr", "qmsk", "qer", "qct")
+_PRODUCT = re.compile(rf"({'|'.join(_PRODUCTS)})([-_ ].+)?", re.IGNORECASE)
+_KNOWN = {
+    "meaning": [meaning.value for meaning in Meaning],
+    "outcome": [outcome.value for outcome in Outcome],
+    "modality": ["cr", "dx", "ct"],
+}
 
 
 class RulesError(ValueError):
@@ -39,7 +52,7 @@ class When:
     """The conditions of a rule: each a list of which one must apply, in upper or lower case; an empty one always does.
 
     Attributes:
-        product: Products, such as ``qxr``.
+        product: Products: ``qxr``, ``qmsk``, ``qer``, ``qct``, or a longer name that begins so (``qct-lung``).
         meaning: Triage meanings, such as ``urgent``.
         modality: Modalities, such as ``CT``.
         station: Station names.
@@ -94,7 +107,7 @@ def rules_from(deliver_to: Sequence[str] | str, rules: Sequence[Mapping[str, Any
         rules: The ordered list.
 
     Raises:
-        RulesError: If a key or a value is not understood.
+        RulesError: If a key or a value is not understood. Stations, findings and destinations can be any.
     """
     parsed = [_rule(number, rule) for number, rule in enumerate(rules, 1)]
     everything = deliver_to.replace(",", " ").split() if isinstance(deliver_to, str) else deliver_to
@@ -129,25 +142,30 @@ def _fits(wanted: Sequence[str], found: Collection[str]) -> bool:
 def _rule(number: int, value: Mapping[str, Any]) -> Rule:
     if not isinstance(value, Mapping):
         raise RulesError(f"Rule {number} must be an object with 'when', 'send' and 'to'.")
-    unknown = set(value) - {"when", "send", "to"}
-    if unknown:
-        raise RulesError(f"Rule {number} has an unknown key: {', '.join(sorted(map(str, unknown)))}.")
+    _check(f"Rule {number}", value, ["when", "send", "to"])
     when = value.get("when", {})
     known = {item.name for item in fields(When)}
-    if not isinstance(when, Mapping) or not set(when) <= known:
-        raise RulesError(f"Rule {number}: 'when' takes only {', '.join(sorted(known))}.")
+    if not isinstance(when, Mapping):
+        raise RulesError(f"Rule {number}: 'when' must be an object; it takes {', '.join(sorted(known))}.")
+    _check(f"Rule {number}: 'when'", when, sorted(known))
     conditions = {key: _texts(f"Rule {number}, {key}", texts) for key, texts in when.items()}
-    meanings = {meaning.value for meaning in Meaning}
-    if not set(conditions.get("meaning", ())) <= meanings:
-        raise RulesError(f"Rule {number}: 'meaning' takes only {', '.join(sorted(meanings))}.")
-    outcomes = {outcome.value for outcome in Outcome}
-    if not set(conditions.get("outcome", ())) <= outcomes:
-        raise RulesError(f"Rule {number}: 'outcome' takes only {', '.join(sorted(outcomes))}.")
+    for key, words in _KNOWN.items():
+        _check(f"Rule {number}: {key!r}", map(str.casefold, conditions.get(key, ())), words)
+    strange = [product for product in conditions.get("product", ()) if not _PRODUCT.fullmatch(product)]
+    _check(f"Rule {number}: 'product'", strange, _PRODUCTS)
     to = _texts(f"Rule {number}, to", value.get("to", ()))
     if not to:
         raise RulesError(f"Rule {number} names no destination in 'to'.")
-    send = value.get("send")
-    return Rule(When(**conditions), None if send is None else _texts(f"Rule {number}, send", send), to)
+    send = None if value.get("send") is None else _texts(f"Rule {number}, send", value["send"])
+    _check(f"Rule {number}: 'send'", send or (), [kind for kind in FILE_KINDS if kind not in NEVER_ONWARD])
+    return Rule(When(**conditions), send, to)
+
+
+def _check(name: str, words: Iterable[Any], known: Sequence[str]) -> None:
+    """Refuse a word that could never apply: a rule that is misspelt would deliver too much or nothing, in silence."""
+    unknown = sorted({str(word) for word in words if str(word) not in known})
+    if unknown:
+        raise RulesError(f"{name} does not take {', '.join(map(repr, unknown))}. It takes {', '.join(known)}.")
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:

@@ -77,11 +77,11 @@ class TestStoring:
         assert warnings == {"the archive changed attributes of the object (B000)"}
 
     def test_a_late_picture_that_is_no_dicom_sends_nothing(self, night, pacs):
-        rules = [{"when": {"product": ["qer"]}, "send": ["sc", "late"], "to": ["pacs"]}]
+        rules = [{"when": {"product": ["qer"]}, "send": ["sc", "gsps"], "to": ["pacs"]}]
         for _ in range(2):
             night.enqueue(rules=rules)
             night.deliver("pacs")
-            night.add_file(night.rows()[night.head_series].store_path, "late", b"\x89PNG SIMULATED", "image/png")
+            night.add_file(night.rows()[night.head_series].store_path, "gsps", b"\x89PNG SIMULATED", "image/png")
         assert len(pacs.uids) == 3
         assert states(night) == ["delivered", "delivered"]
 

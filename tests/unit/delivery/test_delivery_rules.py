@@ -56,6 +56,8 @@ class TestDeciding:
             ({}, True),
             ({"product": ["qxr"]}, True),
             ({"product": "qXR"}, True),
+            ({"product": ["qct-lung"]}, False),
+            ({"meaning": ["Abnormal"], "outcome": ["READY"]}, True),
             ({"product": ["qct", "qer"]}, False),
             ({"meaning": ["urgent", "abnormal"]}, True),
             ({"meaning": ["urgent"]}, False),
@@ -84,14 +86,34 @@ class TestWrongRules:
         ("rule", "says"),
         [
             ("pacs", "Rule 1 must be an object with 'when', 'send' and 'to'"),
-            ({"to": ["pacs"], "sends": ["sc"]}, "Rule 1 has an unknown key: sends"),
+            ({"to": ["pacs"], "sends": ["sc"]}, "Rule 1 does not take 'sends'. It takes when, send, to."),
             (
                 {"to": ["pacs"], "when": {"triage": ["urgent"]}},
-                "Rule 1: 'when' takes only finding, meaning, mod",
+                "Rule 1: 'when' does not take 'triage'. It takes finding, meaning, mod",
             ),
-            ({"to": ["pacs"], "when": ["urgent"]}, "Rule 1: 'when' takes only"),
-            ({"to": ["pacs"], "when": {"outcome": ["done"]}}, "Rule 1: 'outcome' takes only denied, failed"),
-            ({"to": ["pacs"], "when": {"meaning": ["critical"]}}, "Rule 1: 'meaning' takes only abnormal, no finding"),
+            ({"to": ["pacs"], "when": ["urgent"]}, "Rule 1: 'when' must be an object; it takes finding,"),
+            (
+                {"to": ["pacs"], "when": {"outcome": ["done"]}},
+                "'outcome' does not take 'done'. It takes ready, pending",
+            ),
+            (
+                {"to": ["pacs"], "when": {"meaning": ["critical"]}},
+                "'meaning' does not take 'critical'. It takes urgent,",
+            ),
+            (
+                {"to": ["pacs"], "when": {"product": ["qrx", "QER"]}},
+                "'product' does not take 'qrx'. It takes qxr, qmsk, qer, qct.",
+            ),
+            ({"to": ["pacs"], "when": {"product": ["qctlung"]}}, "'product' does not take 'qctlung'"),
+            (
+                {"to": ["pacs"], "when": {"modality": ["CT ", "dx"]}},
+                "'modality' does not take 'ct '. It takes cr, dx, ct",
+            ),
+            (
+                {"to": ["pacs"], "send": ["sc", "report-sr"]},
+                "'send' does not take 'report-sr'. It takes sc, sc_full_png",
+            ),
+            ({"to": ["pacs"], "send": ["original"]}, "'send' does not take 'original'. It takes sc"),
             ({"to": ["pacs"], "when": {"product": 3}}, "Rule 1, product must be a text or a list of texts"),
             ({"to": ["pacs"], "when": {"product": [""]}}, "Rule 1, product must be a text or a list of texts"),
             ({"to": ["pacs"], "send": [1]}, "Rule 1, send must be a text or a list of texts"),
