@@ -55,6 +55,22 @@ def identity_policy(value: str | None = None) -> IdentityPolicy:
         ) from None
 
 
+def check_options() -> None:
+    """Refuse options of ``[qure]`` that do not exist: one that is misspelt would be left out in silence.
+
+    Raises:
+        ValueError: If there is one; it names those that there are.
+    """
+    from qure_provider.get_provider_info import get_provider_info
+
+    known = set(get_provider_info()["config"][SECTION]["options"])
+    given = {name.removesuffix("_cmd").removesuffix("_secret") for name in conf.getsection(SECTION) or {}}
+    if unknown := sorted(given - known):
+        raise ValueError(
+            f"[{SECTION}] has no option {', '.join(map(repr, unknown))}. Its options are {', '.join(sorted(known))}."
+        )
+
+
 def _text(option: str) -> str:
     return str(conf.get(SECTION, option, fallback="")).strip()
 
@@ -163,7 +179,7 @@ def max_header_bytes() -> int:
     return int(conf.getint(SECTION, "max_header_bytes", fallback=16 * 1024 * 1024))
 
 
-STEPS = ("plan", "upload", "compute", "collect", "summarize", "redeliver")
+STEPS = ("plan", "upload", "compute", "collect", "deliver", "summarize", "redeliver")
 """What can have a pool and a queue of its own."""
 
 

@@ -56,7 +56,7 @@ class QureRedeliverOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_paging(notifiers, ())
+        check_paging(notifiers)
         self.destinations = destinations
         self.states = states
         self.since = since

@@ -84,7 +84,7 @@ class QureSummarizeOperator(QureOperator):
         super().__init__(**kwargs)
         if not 0 <= least_share_of_usual <= 1:
             raise ValueError("least_share_of_usual must lie between 0 and 1")
-        check_paging(notifiers, page_on)
+        check_paging(notifiers, page_on, page_findings)
         rules_from(deliver_to, rules)
         self.deliver_to = deliver_to
         self.rules = list(rules)

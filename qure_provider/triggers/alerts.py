@@ -28,6 +28,7 @@ PAUSES_SECONDS = (0.0, 2.0, 6.0)
 """Before each try to send one alert; a later wake of the task tries again."""
 TRY_SECONDS = 15.0
 """How long one try may take."""
+_NOT_IN_KEYS = frozenset('[]{}";')
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +37,25 @@ class Paging:
 
     Attributes:
         meanings: Of these triage meanings; by default only ``urgent``.
-        findings: Or with one of these keys among the decisions that are true or the findings listed; empty by default.
+        findings: Or with one of these keys, in upper or lower case, among the decisions that are true or the findings
+            listed; empty by default.
     """
 
     meanings: tuple[str, ...] = (Meaning.URGENT.value,)
     findings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        unknown = set(self.meanings) - {meaning.value for meaning in Meaning}
+        known = [meaning.value for meaning in Meaning]
+        unknown = sorted(set(self.meanings) - set(known))
         if unknown:
-            raise ValueError(f"no such triage meaning: {', '.join(sorted(unknown))}")
+            raise ValueError(
+                f"page_on: there is no triage meaning {', '.join(map(repr, unknown))}. It takes {', '.join(known)}."
+            )
+        if strange := [key for key in self.findings if not key.strip() or _NOT_IN_KEYS.intersection(key)]:
+            raise ValueError(
+                f"page_findings: {', '.join(map(repr, strange))} is no finding's key. It takes keys as the service "
+                "writes them; in [qure] page_findings separated by commas, without brackets or quotes."
+            )
 
     def wants(self, answer: ResultAnswer | Result) -> bool:
         """Return whether this result is one of them."""
@@ -53,7 +63,7 @@ class Paging:
             return True
         found = {key for key, decision in answer.decisions.items() if decision}
         found |= {key for key, _ in answer.report.findings_list}
-        return not found.isdisjoint(self.findings)
+        return not {key.casefold() for key in found}.isdisjoint(key.casefold() for key in self.findings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +151,22 @@ class Alert:
         }
 
 
-def check_paging(notifiers: Sequence[AsyncCallback], page_on: Sequence[str]) -> None:
+def check_paging(
+    notifiers: Sequence[AsyncCallback], page_on: Sequence[str] = (), page_findings: Sequence[str] = ()
+) -> None:
     """Check the paging arguments, when the DAG is parsed.
 
     Raises:
-        ValueError: If a notifier is no ``AsyncCallback`` or a meaning does not exist.
+        ValueError: If a notifier is no ``AsyncCallback``, a meaning does not exist, or what should be a list of texts
+            is none.
     """
+    for name, texts in (("page_on", page_on), ("page_findings", page_findings)):
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{name} must be a list of texts")
     for notifier in notifiers:
         if not isinstance(notifier, AsyncCallback):
             raise ValueError("notifiers must be AsyncCallback(NotifierClass, kwargs={...}) objects")
-    Paging(tuple(page_on))
+    Paging(tuple(page_on), tuple(page_findings))
 
 
 def channel_of(notifier: Mapping[str, Any], meaning: str = Meaning.URGENT) -> str:

@@ -1,6 +1,7 @@
 """The DAG files as Airflow sees them: what they import, whether they parse, and how the tasks hang together."""
 
 import json
+import runpy
 import subprocess
 import sys
 from itertools import pairwise
@@ -122,3 +123,21 @@ class TestTheGroup:
             pytest.raises(ValueError, match="triage meaning"),
         ):
             process_export(export="/a", page_on=["terrible"])
+
+    @pytest.mark.parametrize(
+        ("name", "value", "says"),
+        [
+            ("DELIVERTO", "pacs", r"\[qure\] has no option 'deliverto'. Its options are .*deliver_to"),
+            ("PAGE_ON", "urgant", "no triage meaning 'urgant'. It takes urgent"),
+            ("PAGE_FINDINGS", '["sdh"]', "is no finding's key"),
+            ("RULES", '[{"when": {"produkt": ["qxr"]}, "to": ["pacs"]}]', "Rule 1: 'when' does not take 'produkt'"),
+        ],
+    )
+    def test_a_misspelt_setting_is_named_when_the_dag_is_parsed(self, monkeypatch, name, value, says):
+        monkeypatch.setenv(f"AIRFLOW__QURE__{name}", value)
+        with pytest.raises(ValueError, match=says):
+            runpy.run_path(str(DAGS / "qure_nightly.py"))
+
+    def test_a_setting_can_come_from_a_command_or_a_secrets_backend(self, monkeypatch):
+        monkeypatch.setenv("AIRFLOW__QURE__PSEUDONYM_KEY_CMD", "echo key")
+        runpy.run_path(str(DAGS / "qure_nightly.py"))

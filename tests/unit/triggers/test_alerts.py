@@ -72,13 +72,25 @@ class TestWhatPages:
     def test_a_finding_by_decision_or_by_listing(self):
         paging = Paging((), ("sdh",))
         assert paging.wants(ready(decisions={"sdh": True}))
+        assert paging.wants(ready(decisions={"SDH": True}))
+        assert Paging((), ("SDH",)).wants(ready(decisions={"sdh": True}))
         assert paging.wants(ready(report=Report(findings_list=(("sdh", "text"),))))
         assert not paging.wants(ready(decisions={"sdh": False}))
         assert not paging.wants(ready(meaning=Meaning.URGENT))
 
     def test_a_meaning_that_does_not_exist_is_refused(self):
-        with pytest.raises(ValueError, match="no such triage meaning: dire"):
+        with pytest.raises(ValueError, match=r"no triage meaning 'dire'\. It takes urgent, abnormal, "):
             check_paging((), ("urgent", "dire"))
+
+    @pytest.mark.parametrize("key", ['["sdh"]', "sdh; ich", '"sdh"', " "])
+    def test_so_is_what_can_be_no_findings_key(self, key):
+        with pytest.raises(ValueError, match=r"is no finding's key\. It takes keys as the service writes them"):
+            check_paging((), (), ("ich", key))
+
+    @pytest.mark.parametrize("arguments", [((), "urgent", ()), ((), (), "sdh"), ((), (None,), ())])
+    def test_so_is_what_is_no_list(self, arguments):
+        with pytest.raises(ValueError, match="must be a list of texts"):
+            check_paging(*arguments)
 
     def test_so_is_what_is_no_notifier(self):
         with pytest.raises(ValueError, match="AsyncCallback"):
