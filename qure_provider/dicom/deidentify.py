@@ -6,12 +6,13 @@ image's kind is known for it, and a face that could be rebuilt from a head CT is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any, TypeVar
+from typing import Any
+from weakref import WeakKeyDictionary
 
-from qure_provider.dicom.header import EXPLICIT, Element, Encoding, FileHeader, read_file_header
+from qure_provider.dicom.header import EXPLICIT, Alike, Element, Encoding, Passage, read_file_header
 from qure_provider.dicom.identifying import LOOKED_FOR, Identifying, UndecodableError, identifying
 from qure_provider.dicom.kinds import refusal_for
 from qure_provider.dicom.model import Identity
@@ -28,7 +29,7 @@ from qure_provider.dicom.reader import (
 )
 from qure_provider.dicom.record import CHARACTER_SET, SERIES_INSTANCE, SOP_CLASS, SOP_INSTANCE, RecordMaker
 from qure_provider.dicom.refusal import DeidentifyError, Refusal
-from qure_provider.dicom.rewrite import PRIVATE, Change, Memory, Rewriter, Scope, Trace, known_decoder, meant_vr
+from qure_provider.dicom.rewrite import PRIVATE, Change, Piece, Rewriter, Scope, Trace, known_decoder, meant_vr
 
 IMPLEMENTATION_CLASS_UID = "2.25.253480319158226530467309211829172934771"
 IMPLEMENTATION_VERSION_NAME = "QURE_PROVIDER"
@@ -48,11 +49,6 @@ _PREAMBLE = bytes(128) + b"DICM"
 _MAY_NAME = frozenset({"PN", "SQ", "UN"})
 _OLDEST = 90
 _BABY, _NEWBORN = 2 * 12, 1
-_MOST = 16
-"""Studies, and ways to write a dataset, that are remembered at most."""
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,22 +81,47 @@ class Deidentified:
 
 
 @dataclass(frozen=True, slots=True)
+class _Part:
+    """What a passage comes to in any file of its study.
+
+    Attributes:
+        values: Of its public elements, by tag.
+        identifying: What identifies in them.
+        pieces: What is left of them.
+        trace: What was done to them.
+    """
+
+    values: Mapping[int, bytes]
+    identifying: frozenset[Identifying]
+    pieces: list[Piece]
+    trace: Trace
+
+
+@dataclass(frozen=True, slots=True)
 class _Study:
     """What files that agree about whose they are have in common.
 
     Attributes:
+        key: Wherein they agree. Files of the same key have the same done to the same bytes.
         source: Whose they are.
         pseudonym: What is sent in its place.
-        rewriter: Rewrites their datasets.
+        scope: How their datasets are written.
+        rewriter: Rewrites these.
+        alike: What their headers have in common.
+        parts: What that comes to.
     """
 
+    key: tuple[Any, ...]
     source: Identity
     pseudonym: Identity
+    scope: Scope
     rewriter: Rewriter
+    alike: Alike
+    parts: WeakKeyDictionary[Passage, _Part] = field(default_factory=WeakKeyDictionary)
 
 
 class Deidentifier:
-    """De-identifies files. One for many files is fast: what the files of a series have in common is done once.
+    """De-identifies files. One for many files is fast: a series' headers are compared, and what is alike is done once.
 
     Not for use by several threads at once.
 
@@ -113,8 +134,7 @@ class Deidentifier:
         self._pseudonyms = pseudonyms
         self._profile = profile or Profile()
         self._key_id = pseudonyms.key_id
-        self._studies: dict[tuple[Any, ...], _Study] = {}
-        self._values: dict[tuple[str, bytes], Memory[frozenset[Identifying]]] = {}
+        self._last: _Study | None = None
 
     def deidentify(self, source: Source) -> Deidentified:
         """De-identifies one file.
@@ -149,8 +169,13 @@ class Deidentifier:
         return tuple(sorted(trace.changes, key=lambda change: change.tags[0]))
 
     def _deidentify(self, source: Source, trace: Trace, *, explain: bool) -> Deidentified:
-        header = read_file_header(source, private=explain or bool(self._profile.safe_private))
-        values = {tag: header.data[value:end] for tag, _, _, value, end in header.elements}
+        last = None if explain else self._last
+        header = read_file_header(source, last.alike if last else None)
+        met = [self._part(last, passage) for passage in header.met] if last else []
+        elements = header.elements if explain else self._treated(header.elements)
+        values = _values(header.data, elements)
+        for part in met:
+            values.update(part.values)
         if refusal := refusal_for(values):
             raise DeidentifyError(refusal)
         sop_class, sop_instance, series, study_uid = (
@@ -158,8 +183,22 @@ class Deidentifier:
         )
         if any(not uid or "\\" in uid or uid.startswith(REGISTERED) for uid in (sop_instance, series, study_uid)):
             raise DeidentifyError(Refusal.NO_UID)
-        study = self._study(header, values)
-        dataset = study.rewriter.rewrite(header, trace, explain=explain)
+        scope = Scope(header.encoding, known_decoder(values.get(CHARACTER_SET, b"")))
+        found = _identifying(scope, header.data, elements, self._profile).union(*(part.identifying for part in met))
+        key = (header.transfer_syntax_uid, *map(values.get, _OF_STUDY), found)
+        if last and last.key != key:
+            self._last = None
+            return self._deidentify(source, trace, explain=explain)
+        study = last or self._new_study(key, scope, values, found)
+        pieces = study.rewriter.rewrite(header.data, elements, trace, explain=explain)
+        for part in met:
+            pieces += part.pieces
+            trace.uids.update(part.trace.uids)
+            trace.dates.update(part.trace.dates)
+        dataset = study.rewriter.joined(pieces, trace)
+        if not explain:
+            study.alike.learn(header)  # only now: what of it is met again has been found fit to leave
+            self._last = study
         new_uids = {meant: new for new, meant in trace.uids.items()}
         return Deidentified(
             _file_header(sop_class, new_uids[sop_instance], header.transfer_syntax_uid) + dataset,
@@ -170,32 +209,36 @@ class Deidentifier:
             IdentityMap(study.source, study.pseudonym, trace.uids, trace.dates, self._key_id),
         )
 
-    def _study(self, header: FileHeader, values: Mapping[int, bytes]) -> _Study:
-        """What the file has in common with others of its study, remembered."""
-        charset = values.get(CHARACTER_SET, b"")
-        values_found: set[Identifying] = set()
-        memory = _remembered(self._values, (header.transfer_syntax_uid, charset), Memory[frozenset[Identifying]])
-        for element in header.elements:
-            tag, vr, start, _, end = element
-            if vr in _MAY_NAME or tag in LOOKED_FOR:
-                raw = header.data[start:end]
-                found = memory.get(raw)
-                if found is None:
-                    scope = Scope(header.encoding, known_decoder(charset))
-                    found = frozenset(_identifying(scope, header.data, element, self._profile))
-                    memory.keep(raw, found)
-                values_found |= found
-        key = (header.transfer_syntax_uid, *map(values.get, _OF_STUDY), frozenset(values_found))
-        return _remembered(self._studies, key, lambda: self._new_study(header, values, values_found))
+    def _treated(self, elements: Iterable[Element]) -> list[Element]:
+        """Elements without those that are removed in any case: private ones, where the profile has none that stay."""
+        return [each for each in elements if not each[0] & PRIVATE or self._profile.safe_private]
 
-    def _new_study(self, header: FileHeader, values: Mapping[int, bytes], found: Iterable[Identifying]) -> _Study:
-        scope = Scope(header.encoding, known_decoder(values.get(CHARACTER_SET, b"")))
+    def _part(self, study: _Study, passage: Passage) -> _Part:
+        part = study.parts.get(passage)
+        if part is None:
+            data, elements, trace = passage.data, self._treated(passage.elements), Trace()
+            part = study.parts[passage] = _Part(
+                _values(data, elements),
+                _identifying(study.scope, data, elements, self._profile),
+                study.rewriter.rewrite(data, elements, trace),
+                trace,
+            )
+        return part
+
+    def _new_study(
+        self, key: tuple[Any, ...], scope: Scope, values: Mapping[int, bytes], found: frozenset[Identifying]
+    ) -> _Study:
         source = _whose(values)
         patient = Patient.of(source)
         pseudonym = self._pseudonyms.identity(source, sex=self._sex_sent(source.sex))
-        written = self._written(header.encoding, values, source, pseudonym)
+        written = self._written(scope.encoding, values, source, pseudonym)
         shift = self._pseudonyms.date_shift(patient)
-        return _Study(source, pseudonym, Rewriter(self._profile, self._pseudonyms, shift, scope, written, found))
+        rewriter = Rewriter(self._profile, self._pseudonyms, shift, scope, written, found)
+        return _Study(key, source, pseudonym, scope, rewriter, Alike(self._is_in_order))
+
+    def _is_in_order(self, tag: int) -> bool:
+        """Whether what becomes of an attribute depends on another: a private one on who has reserved its block."""
+        return bool(tag & PRIVATE and self._profile.safe_private)
 
     def _sex_sent(self, sex: str) -> str:
         action = self._profile.action(_SEX)
@@ -225,13 +268,8 @@ class Deidentifier:
         return {tag: (encoding.element(tag, vr, value), action) for tag, (vr, value, action) in new.items()}
 
 
-def _remembered(memory: dict[K, V], key: K, make: Callable[[], V]) -> V:
-    value = memory.get(key)
-    if value is None:
-        if len(memory) >= _MOST:
-            memory.clear()
-        value = memory[key] = make()
-    return value
+def _values(data: bytes, elements: Iterable[Element]) -> dict[int, bytes]:
+    return {tag: data[value:end] for tag, _, _, value, end in elements if not tag & PRIVATE}
 
 
 def _whose(values: Mapping[int, bytes]) -> Identity:
@@ -245,7 +283,17 @@ def _whose(values: Mapping[int, bytes]) -> Identity:
     return identity
 
 
-def _identifying(scope: Scope, data: bytes, element: Element, profile: Profile) -> Iterator[Identifying]:
+def _identifying(scope: Scope, data: bytes, elements: Iterable[Element], profile: Profile) -> frozenset[Identifying]:
+    """What identifies in the elements of a dataset."""
+    return frozenset(
+        found
+        for element in elements
+        if element[1] in _MAY_NAME or element[0] in LOOKED_FOR
+        for found in _identifying_in(scope, data, element, profile)
+    )
+
+
+def _identifying_in(scope: Scope, data: bytes, element: Element, profile: Profile) -> Iterator[Identifying]:
     """What identifies in an element, at any depth. What a site keeps does not."""
     tag, _, _, value, end = element
     vr = meant_vr(element)
@@ -254,7 +302,7 @@ def _identifying(scope: Scope, data: bytes, element: Element, profile: Profile) 
     if vr == "SQ":
         for inner, elements in scope.items(data, element):
             for each in elements:
-                yield from _identifying(inner, data, each, profile)
+                yield from _identifying_in(inner, data, each, profile)
     elif profile.action(tag) is not Action.KEEP:
         content = data[value:end]
         try:

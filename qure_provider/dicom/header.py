@@ -7,8 +7,10 @@ fraction of what decoding would. Nothing is guessed either: a header that is not
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from types import MappingProxyType
 
 from pydicom import uid
 
@@ -38,6 +40,7 @@ _HEADER_LIMIT = 64 * 1024 * 1024
 _GROWTH = 4
 _DEPTH_LIMIT = 32
 _FRAGMENT_PAGE = 64
+_LARGEST_ALIKE = 256 * 1024
 _PADDED_WITH_NULL = frozenset({"OB", "UI", "UN"})
 
 
@@ -47,6 +50,35 @@ class _ShortError(Exception):
 
 class _EndError(_ShortError):
     """The bytes end after an element."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Passage:
+    """Some elements in a row of a header.
+
+    Attributes:
+        data: What they lie in.
+        elements: They, one at least, in order.
+        raw: Their bytes, from the first's beginning to the last's end.
+    """
+
+    data: bytes = field(repr=False)
+    elements: Sequence[Element]
+    raw: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "raw", self.data[self.elements[0][2] : self.elements[-1][4]])
+
+    def divided(self, stays: Callable[[bytes], bool]) -> Iterator[Passage]:
+        """Gives the longest passages of it whose elements all stay, told by their bytes."""
+        for kept, elements in groupby(self.elements, lambda element: stays(self.data[element[2] : element[4]])):
+            if kept:
+                yield Passage(self.data, tuple(elements))
+
+
+Passages = Mapping[int, Passage]
+"""Passages by the tag that each begins with."""
+_NO_PASSAGES: Passages = MappingProxyType({})
 
 
 class Encoding:
@@ -109,14 +141,21 @@ class Encoding:
         return contents
 
     def elements_before_pixels(
-        self, data: bytes, position: int, *, private: bool
+        self, data: bytes, position: int, known: Passages, met: list[Passage]
     ) -> tuple[list[Element], int, int, int]:
-        """Reads a dataset's elements up to its pixel data, private ones only where they are asked for.
+        """Reads a dataset's elements up to its pixel data.
+
+        Args:
+            data: The file's first bytes.
+            position: Where the dataset begins.
+            known: Passages that are only compared; those that lie here, byte for byte, are not read.
+            met: Takes these.
 
         Returns:
-            The elements; where the pixel data element begins, where its value begins, and how long that is.
+            The elements that were read; where the pixel data element begins, where its value begins, and how long that
+            is.
         """
-        elements, start = self._elements(data, position, len(data), 0, until=min(PIXEL_DATA), private=private)
+        elements, start = self._elements(data, position, len(data), 0, until=min(PIXEL_DATA), known=known, met=met)
         value = start + 8
         if self.explicit:
             group, number, code, length = self._with_vr.unpack_from(data, start)
@@ -129,7 +168,15 @@ class Encoding:
         return elements, start, value, length
 
     def _elements(
-        self, data: bytes, position: int, end: int, depth: int, *, until: int | None = None, private: bool = True
+        self,
+        data: bytes,
+        position: int,
+        end: int,
+        depth: int,
+        *,
+        until: int | None = None,
+        known: Passages = _NO_PASSAGES,
+        met: list[Passage] | None = None,
     ) -> tuple[list[Element], int]:
         """Reads elements up to ``end``; or, where ``until`` is given, up to a tag that is as high or higher."""
         if depth > _DEPTH_LIMIT:
@@ -151,6 +198,11 @@ class Encoding:
                 if until is not None and tag >= until:
                     return found, position
                 raise DeidentifyError(Refusal.BROKEN)
+            if met is not None and tag in known and data.startswith(known[tag].raw, position):
+                passage = known[tag]
+                met.append(passage)
+                last, position = passage.elements[-1][0], position + len(passage.raw)
+                continue
             last = tag
             if not explicit:
                 vr = vr_of(tag) or "UN"
@@ -164,8 +216,7 @@ class Encoding:
                 stop = value + length
                 if stop > end:
                     raise _ShortError
-            if private or not group & 1:
-                found.append((tag, vr, position, value, stop))
+            found.append((tag, vr, position, value, stop))
             position = stop
         if until is not None:
             raise _EndError
@@ -236,7 +287,8 @@ class FileHeader:
 
     Attributes:
         data: The file's first bytes, the whole header among them.
-        elements: Those of the dataset, in order; no tag twice.
+        elements: Those of the dataset, in order; no tag twice. Those of ``met`` are not among them.
+        met: Passages of the dataset that were known already.
         encoding: How they are written.
         transfer_syntax_uid: TransferSyntaxUID.
         offset: Where in the file the pixel data element begins.
@@ -245,18 +297,58 @@ class FileHeader:
 
     data: bytes
     elements: list[Element]
+    met: list[Passage]
     encoding: Encoding
     transfer_syntax_uid: str
     offset: int
     end: int
 
 
-def read_file_header(source: Source, *, private: bool = True) -> FileHeader:
+class Alike:
+    """What headers have had in common so far: it need not be read again, only compared.
+
+    Args:
+        varies: Says of some elements by their tag that they are read in each file all the same.
+    """
+
+    def __init__(self, varies: Callable[[int], bool] = lambda tag: False) -> None:
+        self._varies = varies
+        self._passages: dict[int, Passage] = {}
+        self._transfer_syntax_uid = ""
+
+    def passages(self, transfer_syntax_uid: str) -> Passages:
+        """Gives them; none for another transfer syntax, in which the same bytes mean something else."""
+        return self._passages if transfer_syntax_uid == self._transfer_syntax_uid else _NO_PASSAGES
+
+    def learn(self, header: FileHeader) -> None:
+        """Divide the passages that a header, which was read with them, does not have, where it differs.
+
+        The first header is one passage as a whole; each only ever shrinks.
+        """
+        if not self._transfer_syntax_uid:
+            self._transfer_syntax_uid = header.transfer_syntax_uid
+            if header.offset <= _LARGEST_ALIKE:
+                for varies, elements in groupby(header.elements, lambda element: self._varies(element[0])):
+                    if not varies:
+                        self._add([Passage(header.data, tuple(elements))])
+        elif len(header.met) < len(self._passages):
+            met, data = set(header.met), header.data
+            here = {data[start:end] for _, _, start, _, end in header.elements}
+            for tag, passage in list(self._passages.items()):
+                if passage not in met:
+                    del self._passages[tag]
+                    self._add(passage.divided(here.__contains__))
+
+    def _add(self, passages: Iterable[Passage]) -> None:
+        self._passages.update((passage.elements[0][0], passage) for passage in passages)
+
+
+def read_file_header(source: Source, known: Alike | None = None) -> FileHeader:
     """Reads a file's header, and finds where its pixel data ends.
 
     Args:
         source: The file.
-        private: Whether private elements are among what is returned.
+        known: What is only compared.
 
     Returns:
         The header.
@@ -269,7 +361,7 @@ def read_file_header(source: Source, *, private: bool = True) -> FileHeader:
     while True:
         data = source.read(0, length)
         try:
-            return _file_header(source, data, private=private)
+            return _file_header(source, data, known)
         except _ShortError as error:
             if length >= source.size:
                 raise DeidentifyError(Refusal.NO_PIXELS if isinstance(error, _EndError) else Refusal.BROKEN) from None
@@ -278,18 +370,20 @@ def read_file_header(source: Source, *, private: bool = True) -> FileHeader:
             length *= _GROWTH
 
 
-def _file_header(source: Source, data: bytes, *, private: bool) -> FileHeader:
+def _file_header(source: Source, data: bytes, known: Alike | None) -> FileHeader:
     if data[_META - 4 : _META] != b"DICM":
         raise DeidentifyError(Refusal.NOT_DICOM)
     syntax, position = _meta(data)
     if syntax == uid.DeflatedExplicitVRLittleEndian:
         raise DeidentifyError(Refusal.DEFLATED)
     encoding = _ENCODINGS.get(syntax, EXPLICIT)
-    elements, offset, value, length = encoding.elements_before_pixels(data, position, private=private)
+    passages = known.passages(syntax) if known else _NO_PASSAGES
+    met: list[Passage] = []
+    elements, offset, value, length = encoding.elements_before_pixels(data, position, passages, met)
     end = _end_of_fragments(source, value) if length == _UNDEFINED else value + length
     if end > source.size:
         raise DeidentifyError(Refusal.BROKEN)
-    return FileHeader(data, elements, encoding, syntax, offset, end)
+    return FileHeader(data, elements, met, encoding, syntax, offset, end)
 
 
 def _meta(data: bytes) -> tuple[str, int]:

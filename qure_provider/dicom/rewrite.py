@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
 from pydicom.datadict import keyword_for_tag
 
-from qure_provider.dicom.header import IMPLICIT, Element, Encoding, FileHeader
+from qure_provider.dicom.header import IMPLICIT, Element, Encoding
 from qure_provider.dicom.identifying import Decode, Finder, Identifying, UndecodableError, decoder
 from qure_provider.dicom.profile import CAPPED_AGE, DUMMY_DATE, DUMMY_TEXT, Action, Profile, vr_of
 from qure_provider.dicom.pseudonym import REGISTERED, Pseudonymizer, shifted
@@ -44,8 +43,6 @@ _AGE_FORM = re.compile(r"([0-9]{3})([DWMY])")
 _IN_A_YEAR = {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}
 _OLDEST = 90
 _FIRST_BLOCK, _LAST_BLOCK = 0x10, 0xFF
-_LARGEST, _MOST = 1024, 1024
-"""How many bytes an element has at most that is remembered, and how many of them are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,25 +82,8 @@ class Trace:
         self.changes.append(Change((*within, tag), action))
 
 
-T = TypeVar("T")
-
-
-class Memory(Generic[T]):
-    """What became of elements, by their bytes; it forgets all when it is full."""
-
-    def __init__(self) -> None:
-        self._known: dict[bytes, T] = {}
-
-    def get(self, raw: bytes) -> T | None:
-        """Gives what is remembered of an element."""
-        return self._known.get(raw)
-
-    def keep(self, raw: bytes, result: T) -> None:
-        """Remembers an element that is small."""
-        if len(raw) <= _LARGEST:
-            if len(self._known) >= _MOST:
-                self._known.clear()
-            self._known[raw] = result
+Piece = tuple[int, bytes]
+"""An element as it is sent, after its tag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,30 +158,26 @@ class Rewriter:
         self._scope = scope
         self._written = written
         self._finder = Finder(identifying)
-        self._memory = Memory[tuple[bytes, Trace]]()
 
-    def rewrite(self, header: FileHeader, trace: Trace, *, explain: bool) -> bytes:
-        """Rewrites a dataset up to its pixel data. What other files of the study had in common with it is remembered.
+    def rewrite(self, data: bytes, elements: Iterable[Element], trace: Trace, *, explain: bool = False) -> list[Piece]:
+        """Rewrites elements of a dataset, all of its private ones or none.
 
         Args:
-            header: The dataset.
+            data: What they lie in.
+            elements: They, in order.
             trace: Takes what is done on the way.
             explain: Whether each attribute is noted there.
 
         Returns:
-            The dataset's new bytes.
+            What is left of them.
 
         Raises:
             DeidentifyError: If a sequence is broken, or a value that identifies is where it cannot be replaced.
         """
-        data, action_of = header.data, self._profile.action
-        blocks = _PrivateBlocks(self._profile)
+        action_of, blocks = self._profile.action, _PrivateBlocks(self._profile)
         pieces = []
-        for tag, (piece, action) in self._written.items():
-            pieces.append((tag, piece))
-            if explain:
-                trace.note((), tag, action)
-        for tag, vr, start, value, end in header.elements:
+        for element in elements:
+            tag, vr, start, value, end = element
             if tag in self._written:
                 continue
             action = blocks.action(tag, vr, data[value:end]) if tag & PRIVATE else action_of(tag)
@@ -210,25 +186,26 @@ class Rewriter:
                     pieces.append((tag, data[start:end]))
                 if explain:
                     trace.note((), tag, action)
-                continue
-            here = (tag, vr, 0, value - start, end - start)
-            piece, done = self._remembered(data[start:end], here, action)
-            pieces.append((tag, piece))
-            if done.uids or done.dates:
-                trace.uids.update(done.uids)
-                trace.dates.update(done.dates)
-            if explain:
-                trace.changes += done.changes
-        pieces.sort()
-        return b"".join([piece for _, piece in pieces])
+            else:
+                pieces.append((tag, self._treat(self._scope, data, element, action, trace)))
+        return pieces
 
-    def _remembered(self, raw: bytes, element: Element, action: Action) -> tuple[bytes, Trace]:
-        known = self._memory.get(raw)
-        if known is None:
-            trace = Trace()
-            known = self._treat(self._scope, raw, element, action, trace), trace
-            self._memory.keep(raw, known)
-        return known
+    def joined(self, pieces: Iterable[Piece], trace: Trace) -> bytes:
+        """Puts the pieces of a dataset together, and those that are written anew.
+
+        Args:
+            pieces: What is left of all its elements, in any order.
+            trace: Takes what is written anew.
+
+        Returns:
+            The dataset's new bytes, up to its pixel data.
+        """
+        whole = [*pieces]
+        for tag, (piece, action) in self._written.items():
+            whole.append((tag, piece))
+            trace.note((), tag, action)
+        whole.sort()
+        return b"".join([piece for _, piece in whole])
 
     def _treat(self, scope: Scope, data: bytes, element: Element, action: Action, trace: Trace) -> bytes:
         """Gives one element as it stays; nothing where it does not."""

@@ -39,6 +39,7 @@ from qure_provider.dicom.export import LocalFile
 from qure_provider.dicom.profile import DUMMY_DATE, DUMMY_TEXT, Action, Profile
 from qure_provider.dicom.pseudonym import Patient, Pseudonymizer, shifted
 from qure_provider.dicom.refusal import DeidentifyError, Refusal
+from qure_provider.dicom.rewrite import Rewriter
 
 SYNTAXES = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian]
 STRICT = Profile(retain_patient_characteristics=False, shift_dates=False)
@@ -202,7 +203,7 @@ def test_two_patients_of_one_name_stay_two_and_one_on_two_nights_stays_one(image
     assert days[Patient("SIM-1")] != days[Patient("SIM-2")]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.text(st.characters(codec="utf-8", categories=("Lu", "Ll", "Lo")), min_size=3, max_size=20),
     st.text(st.characters(codec="ascii", categories=("Lu", "Nd")), min_size=5, max_size=20),
@@ -804,13 +805,65 @@ def test_a_header_without_end_stays(export, monkeypatch):
     assert error.value.reason is Refusal.TOO_LARGE
 
 
-def test_many_files_are_remembered_within_bounds(export, monkeypatch):
-    monkeypatch.setattr("qure_provider.dicom.deidentify._MOST", 4)
-    monkeypatch.setattr("qure_provider.dicom.rewrite._MOST", 4)
-    deidentifier = a_deidentifier()
-    for number in range(12):
-        content = saved(export.dataset("CT", PatientID=f"SIM-{number}", InstanceNumber=number))
-        assert as_sent(content, deidentifier) == as_sent(content)
+SLICE = st.fixed_dictionaries(
+    {
+        "PatientID": st.sampled_from(["SIM-1", "SIM-2"]),
+        "InstanceNumber": st.integers(1, 200),
+        "StudyTime": st.sampled_from(["101500", "1016"]),
+    },
+    optional={
+        "SpecificCharacterSet": st.sampled_from(["ISO_IR 100", "ISO_IR 192", "ISO_IR 999"]),
+        "SeriesDescription": st.sampled_from(["SIMULATED", "chest", "Quäxlinger"]),
+        "ImageComments": st.sampled_from(["SIM-1", "SIM-2"]),
+        "AcquisitionDate": st.sampled_from(["20240501", "none"]),
+        "BurnedInAnnotation": st.just("YES"),
+        "BodyPartExamined": st.sampled_from(["CHEST", "SIM-2"]),
+    },
+)
+
+
+@pytest.mark.parametrize("profile", [None, Profile.from_mapping({"safe_private": {"SAFE": ["0019xx23"]}})])
+def test_a_file_becomes_the_same_whatever_came_before_it(export, profile):
+    uids = [{"StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid()} for _ in range(2)]
+    syntaxes = st.sampled_from([*SYNTAXES, *[ExplicitVRLittleEndian] * 4])
+    creators = st.sampled_from(["SAFE", "SAFE", "OTHER", ""])
+
+    def outcome(content, deidentifier):
+        try:
+            return as_sent(content, deidentifier)
+        except DeidentifyError as error:
+            return error.reason
+
+    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(st.tuples(SLICE, st.sampled_from(uids), syntaxes, creators), min_size=3, max_size=8))
+    def check(slices):
+        deidentifier = a_deidentifier(profile)
+        for values, of_series, syntax, creator in slices:
+            dataset = export.dataset("CT", syntax=syntax, **of_series, **values)
+            if creator:
+                dataset.private_block(0x0019, creator, create=True).add_new(0x23, "LO", "something")
+            content = saved(dataset)
+            assert outcome(content, deidentifier) == outcome(content, a_deidentifier(profile))
+
+    check()
+
+
+def test_what_a_series_has_alike_is_not_read_again(export, monkeypatch):
+    uids = {"StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid()}
+    deidentifier, read_anew = a_deidentifier(), []
+    rewrite = Rewriter.rewrite
+    monkeypatch.setattr(
+        Rewriter,
+        "rewrite",
+        lambda self, data, elements, *more, **options: (
+            read_anew.append(len(elements)) or rewrite(self, data, elements, *more, **options)
+        ),
+    )
+    for number in range(6):
+        content = saved(export.dataset("CT", **uids, InstanceNumber=number, SliceLocation=1.5 * number))
+        as_sent(content, deidentifier)
+    assert read_anew[0] > 20
+    assert read_anew[-1] == 3
 
 
 def test_a_reason_names_no_value(image):
