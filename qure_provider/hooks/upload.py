@@ -156,6 +156,8 @@ class UploadRun:
                     under_way[self._begin(request)] = request
                 if not under_way and (self._ends or not self._doubt_short_series()):
                     break
+                if not self._ends:
+                    self._has_next()  # prepared while others are sent
                 for future in wait(under_way, _STOP_CHECK_SECONDS, FIRST_COMPLETED).done:
                     self._settle(under_way.pop(future), future)
         finally:

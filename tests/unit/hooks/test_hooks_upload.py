@@ -61,6 +61,26 @@ def test_requests_are_filled_in_order_and_acknowledged_as_they_come():
     assert report.acknowledged == tuple(files)
 
 
+def test_the_next_request_is_prepared_while_one_is_sent():
+    files, prepared, next_one = make("1.2", 6), [], threading.Event()
+
+    def preparing():
+        for file in files:
+            prepared.append(file)
+            if len(prepared) > 4:  # the first of a third request
+                next_one.set()
+            yield file
+
+    def send(some, stop):
+        assert next_one.wait(10)
+        return vouch(some)
+
+    run = UploadRun(send, lambda: None, limit=2 * part_size(files[0]) + CLOSING_SIZE, parallel=1)
+    run.run(preparing())
+
+    assert run.report(Traffic()).acknowledged == tuple(files)
+
+
 def test_nothing_to_send_is_no_request():
     assert Service().upload([]).acknowledged == ()
 
