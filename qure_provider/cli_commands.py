@@ -24,7 +24,7 @@ from qure_provider.delivery.courier import Courier
 from qure_provider.delivery.destination import HeldError
 from qure_provider.ledger.database import LedgerError
 from qure_provider.ledger.deliveries import DeliveryRow
-from qure_provider.ledger.ledger import Ledger, ResourceRow
+from qure_provider.ledger.ledger import Ledger, ResourceRow, RunRow
 from qure_provider.nights import local_time, midnight
 from qure_provider.store import Store, ledger_url, open_path
 
@@ -56,7 +56,7 @@ def study(args: Namespace) -> None:
 
 def night(args: Namespace) -> None:
     """Print what became of a night, as JSON, without names."""
-    with _open(args) as (_, ledger):
+    with _open(args) as (store, ledger):
         runs = ledger.runs_of_night(args.night)
         if not runs:
             newest = ", ".join(sorted({run.night for run in ledger.all_runs()}, reverse=True)[:5])
@@ -67,6 +67,7 @@ def night(args: Namespace) -> None:
                     **asdict(run),
                     "outcomes": Counter(row.outcome.value if row.outcome else "none" for row in rows),
                     "deliveries": ledger.deliveries.counts(run.id),
+                    "problems": _problems(store, run),
                     "needs_somebody": [
                         _shown(row) for row in ledger.deliveries.of_run(run.id) if row.state.value in {"held", "dead"}
                     ],
@@ -180,6 +181,14 @@ def _models(store: Store, ledger: Ledger, delivery: DeliveryRow) -> set[str] | N
     if not rows:
         return None
     return {result.model_version for result in results if result.model_version}
+
+
+def _problems(store: Store, run: RunRow) -> list[str]:
+    """Return why a run is red, as its summary says; there is none before the run has ended."""
+    try:
+        return [*store.read_json(f"{run.folder}/summary.json")["problems"]]
+    except (OSError, ValueError, KeyError):
+        return ["The store has no summary of this run that can be read: its summarize task writes one."]
 
 
 def _shown(row: DeliveryRow) -> dict[str, Any]:

@@ -174,7 +174,7 @@ class Courier:
     def render(self, rows: Sequence[ResourceRow], rules: Sequence[Rule], folder: str) -> list[str]:
         """Write what would be sent for these resources into the store, and send nothing.
 
-        What would not go out has a ``NOT_SENT.txt`` that says why.
+        What would not go out has a ``NOT_SENT.txt`` that says why, and is a problem.
 
         Args:
             rows: Resources, as recorded now.
@@ -182,9 +182,10 @@ class Courier:
             folder: Where to, relative to the store's root: a folder for each destination and parcel.
 
         Returns:
-            Which destinations can't be used, and which results can't be read, and why.
+            Which destinations can't be used, which results can't be read, and what would not be sent, and why.
         """
         takers, problems = _takers(rules)
+        not_sent = []
         for parcel, wanted in self._parcels(rows, rules, takers, problems, is_final=True):
             known = [
                 row
@@ -197,10 +198,14 @@ class Courier:
             for item in wanted:
                 if item.state is not DeliveryState.NOT_WANTED and item.destination not in arrived:
                     target = f"{folder}/{safe_name(item.destination)}/{parcel.kind.value}-{parcel.subject}"
-                    self._render_one(_imagined(parcel, item, newest if same else newest + 1), item, target)
-        return problems
+                    if reason := self._render_one(
+                        _imagined(parcel, item, newest if same else newest + 1), item, target
+                    ):
+                        not_sent.append(_not_sent(parcel, item.destination, reason))
+        return [*problems, *not_sent]
 
-    def _render_one(self, delivery: DeliveryRow, item: Wanted, target: str) -> None:
+    def _render_one(self, delivery: DeliveryRow, item: Wanted, target: str) -> str:
+        reason = ""
         with closing(open_destination(item.destination)) as destination, self._store.scratch() as scratch:
             rendered = scratch / "rendered"
             rendered.mkdir()
@@ -211,9 +216,11 @@ class Courier:
                 assembled = assembler.assemble(delivery, only_dicom=destination.only_dicom)
                 destination.render(assembled.content, rendered)
             except (HeldError, NotReadyError, ReceiverError) as error:
-                (rendered / "NOT_SENT.txt").write_text(f"{error}\n", encoding="utf-8")
+                reason = str(error)
+                (rendered / "NOT_SENT.txt").write_text(f"{reason}\n", encoding="utf-8")
             for path in sorted(rendered.iterdir()):
                 self._store.put(path, f"{target}/{path.name}")
+        return reason
 
     def _parcels(
         self,
@@ -412,6 +419,11 @@ def _unreadable(study: str, uid: str = "") -> str:
         f"Study {settings.short_ref(study)}{what}: nothing new of it is delivered, because its stored result is "
         "missing or damaged. Recompute brings a new one."
     )
+
+
+def _not_sent(parcel: NewParcel, destination: str, reason: str) -> str:
+    study, product = settings.short_ref(parcel.study_instance_uid), parcel.product or "unknown product"
+    return f"Study {study}, {product} {parcel.kind.value} for {destination} would not be sent: {reason.rstrip('.')}."
 
 
 def _wanted(rules: Sequence[Rule], case: Case, destination: str, doubt: str) -> Wanted:

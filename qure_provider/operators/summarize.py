@@ -153,16 +153,17 @@ class QureSummarizeOperator(QureOperator):
 
         courier = Courier(store, ledger, str(context["ti"].id), self._paging())
         if show_only is ShowOnly.DELIVER:
-            return courier.render(rows, rules, f"{run.folder}/dry_run")
+            return _first(
+                courier.render(rows, rules, f"{run.folder}/dry_run"),
+                "that would not be delivered: see the NOT_SENT.txt files in the run's dry_run folder in the store.",
+            )
         problems = courier.enqueue(run.id, rows, rules, is_final=True)
         courier.deliver(destinations_of(rules), run_id=run.id, seconds=DELIVER_SECONDS)
         tell_of_troubles(ledger, self.notifiers, facts, run_id=run.id, is_over=True)
         standing = find_standing(ledger, rows)
         tell_of_standing(ledger, self.notifiers, standing, facts)
-        lines = [item.line for item in standing[:_NAMED]]
-        if len(standing) > _NAMED:
-            lines.append(f"And {len(standing) - _NAMED} more that receivers have though there is another answer since.")
-        return [*problems, *lines]
+        lines = [item.line for item in standing]
+        return [*problems, *_first(lines, "that receivers have though there is another answer since.")]
 
     def _paging(self) -> Paging:
         return Paging(tuple(self.page_on), tuple(self.page_findings))
@@ -222,12 +223,11 @@ class QureSummarizeOperator(QureOperator):
             problems.append(f"Far fewer series than usual: {series}, where the median is {usual:g}.")
         is_shown_only = show_only_of(self.show_only) is ShowOnly.UPLOAD
         unresolved = [] if is_shown_only else [row for row in rows if not row.is_resolved or row.doubt]
-        problems += [
+        lines = [
             f"Study {row.study}, resource {row.resource}: {row.outcome}. {row.reason or row.doubt}".rstrip()
-            for row in unresolved[:_NAMED]
+            for row in unresolved
         ]
-        if len(unresolved) > _NAMED:
-            problems.append(f"And {len(unresolved) - _NAMED} more that are open or in doubt: see summary.json.")
+        problems += _first(lines, "that are open or in doubt: see summary.json.")
         if len(rows) > 1 and not is_shown_only and not unresolved and not any(row.folder for row in rows):
             problems.append(
                 f"Not one of {len(rows)} resources has a result: do the connection's Source and the selection fit "
@@ -253,15 +253,19 @@ def _undelivered(rows: Sequence[DeliveryRow], counts: Mapping[str, Mapping[str, 
         if owed:
             named = ", ".join(f"{number} {state}" for state, number in sorted(owed.items()))
             problems.append(f"Deliveries to {destination}: {named}. {_WHAT_NOW}")
-    stuck = [row for row in rows if row.state.value in _STUCK]
-    problems += [
+    lines = [
         f"Study {settings.short_ref(row.study_instance_uid)}, {row.product or 'unknown product'} {row.kind.value} for "
         f"{row.destination}: {row.state.value}: {row.reason.rstrip('.')}."
-        for row in stuck[:_NAMED]
+        for row in rows
+        if row.state.value in _STUCK
     ]
-    if len(stuck) > _NAMED:
-        problems.append(f"And {len(stuck) - _NAMED} more that are held or dead: see 'airflow qure night'.")
-    return problems
+    return [*problems, *_first(lines, "that are held or dead: see 'airflow qure night'.")]
+
+
+def _first(lines: Sequence[str], of_what: str) -> list[str]:
+    """Return as many lines as a reader takes in, and how many more there are of what."""
+    more = len(lines) - _NAMED
+    return [*lines[:_NAMED], *([f"And {more} more {of_what}"] if more > 0 else [])]
 
 
 def _row(store: Store, row: ResourceRow) -> SummaryRow:

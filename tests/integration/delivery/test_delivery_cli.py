@@ -12,6 +12,7 @@ from support import hl7_receiver as receivers
 
 from qure_provider import cli, settings
 from qure_provider.ledger.deliveries import ParcelKind
+from qure_provider.retries import NightUnresolvedError
 
 NAMES = ("SIMULATED", "SIM-1", "SIM-2", "SIM-A1", "SIM-A2", "19700101")
 
@@ -111,6 +112,17 @@ class TestLooking:
         (stuck,) = shown["needs_somebody"]
         assert (stuck["destination"], stuck["state"]) == ("ris", "dead")
         assert not any(word in printed for word in [*NAMES, night.chest, night.head])
+
+    def test_a_night_with_what_its_summary_says_is_wrong(self, night, qure, ris):
+        (shown,) = json.loads(qure("night", "2026-11-20"))
+        assert shown["problems"] == [
+            "The store has no summary of this run that can be read: its summarize task writes one."
+        ]
+        night.sql("UPDATE resources SET doubt = 'SIMULATED doubt' WHERE uid = :uid", uid=night.lateral)
+        with pytest.raises(NightUnresolvedError):
+            night.summarize(deliver_to=["ris"], show_only="deliver")
+        (shown,) = json.loads(qure("night", "2026-11-20"))
+        assert any("report for ris would not be sent: SIMULATED doubt." in problem for problem in shown["problems"])
 
     @pytest.mark.parametrize("form", ["json", "csv"])
     def test_all_resources_without_names(self, night, qure, form):

@@ -10,6 +10,7 @@ from delivery_kit import mllp_connection
 from pipeline_kit import Pager
 from support import hl7_receiver as receivers
 
+from qure_provider import settings
 from qure_provider.hooks.mllp import MllpHook
 from qure_provider.operators.collect import BETWEEN_SECONDS, DELIVER_SECONDS, QureCollectBatchOperator
 from qure_provider.operators.redeliver import QureRedeliverOperator
@@ -141,15 +142,19 @@ class TestShowingOnly:
 
     def test_what_is_held_says_why(self, night, ris):
         night.sql("UPDATE resources SET doubt = 'may predate late images' WHERE uid = :uid", uid=night.lateral)
-        with pytest.raises(NightUnresolvedError):
+        with pytest.raises(NightUnresolvedError) as failure:
             night.summarize(deliver_to=["ris", night.to_folder], show_only="deliver")
+        study = settings.short_ref(night.chest)
+        assert f"Study {study}, qxr report for ris would not be sent: may predate late images." in str(failure.value)
+        assert f"qxr objects for {night.to_folder} would not be sent: may predate late images." in str(failure.value)
         notes = list(night.root.glob("runs/*/*/dry_run/*/*/NOT_SENT.txt"))
         assert {note.read_text() for note in notes} == {"may predate late images\n"}
         assert len(notes) == 2
 
     def test_a_connection_that_is_not_complete_says_what_to_enter(self, night, monkeypatch):
         monkeypatch.setenv("AIRFLOW_CONN_RIS", mllp_connection(None, processing_id=None))
-        night.summarize(deliver_to=["ris"], show_only="deliver")
+        with pytest.raises(NightUnresolvedError, match=r"qxr report for ris would not be sent: .*processing_id"):
+            night.summarize(deliver_to=["ris"], show_only="deliver")
         notes = {note.read_text() for note in night.root.glob("runs/*/*/dry_run/ris/*/NOT_SENT.txt")}
         assert all("processing_id" in note for note in notes)
         assert notes
