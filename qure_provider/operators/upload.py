@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from qure_provider.hooks.outgoing import HeaderSpool, OutgoingFile
     from qure_provider.ledger.ledger import ResourceRow
 
+ACCEPTED = "accepted"
+"""The key of the XCom that says what a failed upload did send."""
+
 _PROGRESS = "acknowledged"
 _NO_WAY_BACK = (
     "QureUploadOperator alone keeps no way back from pseudonyms to patients, so nothing was sent. Use the task group "
@@ -34,9 +37,11 @@ class QureUploadOperator(QureOperator):
     """Upload DICOM files, and return what results can be asked for.
 
     A retry sends only what was not acknowledged before; clearing the task after success sends everything again. What
-    cannot be sent fails the task after everything else went; in a folder, a file that is not DICOM and has the name of
-    something else (``.txt``) is only passed over. It fails, too, where there is nothing to send. It
-    sends files as they are: de-identification needs the ledger that ``process_export`` keeps.
+    cannot be sent fails the task after everything else went, so that nothing goes on with a part of it; the XCom
+    ``accepted`` then has what the service took, in the shape of what a success returns: images, and whole CT series.
+    In a folder, a file that is not DICOM and has the name of something else (``.txt``) is only passed over. It fails,
+    too, where there is nothing to send. It sends files as they are: de-identification needs the ledger that
+    ``process_export`` keeps.
 
     Args:
         paths: Local files or folders (a folder is read whole, with everything below it).
@@ -126,6 +131,8 @@ class QureUploadOperator(QureOperator):
             *((settings.short_ref(uid), error) for uid, error in short.items()),
         ]
         if failures:
+            sent = [file for file in outgoing if _mark(file) in held]
+            context["ti"].xcom_push(key=ACCEPTED, value=_accepted(refs, outgoing, sent))
             raise StepIncompleteError("Uploading files", failures, len(outgoing) + len(quarantined))
         state.delete(_PROGRESS)
         return {**refs, "files": len(outgoing)}
@@ -246,6 +253,21 @@ class QureUploadBatchOperator(QureOperator):
             raise StepIncompleteError(
                 "Uploading", ((refs[row_id], error) for row_id, error in failures.items()), len(todo)
             )
+
+
+def _accepted(
+    refs: Mapping[str, Sequence[str]], outgoing: Sequence[OutgoingFile], sent: Sequence[OutgoingFile]
+) -> dict[str, Any]:
+    """Return of which images, and of which whole series, the service has what a result can be asked for."""
+    from qure_provider.api.model import Route
+
+    images = {file.sop_instance_uid for file in sent}
+    lacking = {file.series_instance_uid for file in outgoing if file.sop_instance_uid not in images}
+    return {
+        Route.XRAY.value: [uid for uid in refs[Route.XRAY.value] if uid in images],
+        Route.CT.value: [uid for uid in refs[Route.CT.value] if uid not in lacking],
+        "files": len(sent),
+    }
 
 
 def _short(held: int | None, acknowledged: int) -> QureError | None:

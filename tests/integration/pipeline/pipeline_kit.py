@@ -143,6 +143,7 @@ class Hospital:
         emulator: The running emulator.
         run: What tasks see of their run.
         events: What the triggers of the last wait fired.
+        pushed: The XComs that tasks pushed themselves, by key.
     meanwhile: Called before a trigger begins to poll: what happens at the service while a task waits.
     """
 
@@ -154,6 +155,7 @@ class Hospital:
         self.control = emulator.control
         self.events = []
         self.meanwhile = lambda: None
+        self.pushed = {}
         self.new_run()
 
     def new_run(self, run_id="scheduled__1", *, dag_id="night", clear_number=0):
@@ -171,7 +173,7 @@ class Hospital:
         """What one try of a task gets."""
         return {
             "dag_run": self.run,
-            "ti": SimpleNamespace(id=uuid.uuid4()),
+            "ti": SimpleNamespace(id=uuid.uuid4(), xcom_push=lambda key, value: self.pushed.update({key: value})),
             "task_state_store": State() if state is None else state,
         }
 

@@ -128,6 +128,24 @@ class TestUpload:
         assert QureRetryPolicy().evaluate(failure.value, 1, 3).action.value == "fail"
         assert "PATIENT" not in str(failure.value)
 
+    def test_what_the_service_took_is_known_though_the_task_failed(self, hospital, monkeypatch):
+        fields = json.loads(os.environ["AIRFLOW_CONN_QURE_DEFAULT"])
+        fields["extra"] |= {"max_request_bytes": 6000, "parallel_uploads": 1}
+        monkeypatch.setenv("AIRFLOW_CONN_QURE_DEFAULT", json.dumps(fields))
+        whole, broken = hospital.ct("whole"), hospital.ct("broken")
+        (film,) = hospital.xray()
+        hospital.control.inject(
+            Answer(kind="upload", uid=broken[3].SOPInstanceUID, status=400, json_body={"message": "no"}, times=None)
+        )
+        with pytest.raises(StepIncompleteError):
+            self.upload(hospital, hospital.export)
+        taken = len([file for file in hospital.control.received() if file.registered])
+        assert hospital.pushed["accepted"] == {
+            "xray": [film.SOPInstanceUID],
+            "ct": [whole[0].SeriesInstanceUID],
+            "files": taken,
+        }
+
     def test_a_text_beside_the_images_of_a_folder_is_no_failure(self, hospital):
         hospital.xray()
         (hospital.export / "Export log.txt").write_text("SIMULATED")
