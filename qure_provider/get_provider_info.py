@@ -27,7 +27,7 @@ def get_provider_info() -> dict[str, Any]:
                 "integration-name": "Qure.ai Platform API",
                 "python-modules": [
                     f"qure_provider.operators.{name}"
-                    for name in ("upload", "compute", "fetch", "plan", "collect", "redeliver", "summarize")
+                    for name in ("upload", "compute", "fetch", "plan", "collect", "deliver", "redeliver", "summarize")
                 ],
             }
         ],
@@ -49,7 +49,7 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [
             {
                 "integration-name": "Qure.ai Platform API",
-                "python-modules": ["qure_provider.triggers.results", "qure_provider.triggers.export"],
+                "python-modules": [f"qure_provider.triggers.{name}" for name in ("results", "export", "deliver")],
             }
         ],
         "connection-types": [
@@ -223,10 +223,11 @@ _CONFIG_OPTIONS: dict[str, Any] = {
         "How many bytes of one file's header are read. A file of more is quarantined.", "16777216", kind="integer"
     ),
     "pools": _option(
-        "Which pool the tasks of a step take a slot of, as JSON; steps are plan, upload, compute, collect, summarize "
-        "and redeliver. A pool must exist: tasks of one that does not never start. Empty: Airflow's default pool.",
+        "Which pool the tasks of a step take a slot of, as JSON; steps are plan, upload, compute, collect (results, "
+        "and the delivery of urgent ones), deliver (all others), summarize and redeliver. A pool must exist: tasks of "
+        "one that does not never start. Empty: Airflow's default pool.",
         "",
-        example='{"upload": "qure_upload", "collect": "qure_collect"}',
+        example='{"upload": "qure_upload", "collect": "qure_collect", "deliver": "qure_deliver"}',
     ),
     "queues": _option(
         "Which Celery queue the tasks of a step go to, as JSON, by the same steps. A worker must listen to it. "

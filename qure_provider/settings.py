@@ -179,7 +179,7 @@ def max_header_bytes() -> int:
     return int(conf.getint(SECTION, "max_header_bytes", fallback=16 * 1024 * 1024))
 
 
-STEPS = ("plan", "upload", "compute", "collect", "summarize", "redeliver")
+STEPS = ("plan", "upload", "compute", "collect", "deliver", "summarize", "redeliver")
 """What can have a pool and a queue of its own."""
 
 

@@ -181,6 +181,7 @@ class Deliveries:
         run_id: int | None = None,
         even_if_not_due: bool = False,
         not_begun_since: float | None = None,
+        only_urgent: bool = False,
         limit: int = 32,
     ) -> list[DeliveryRow]:
         """Take deliveries to send, urgent ones first, and record that they are about to be sent.
@@ -195,6 +196,7 @@ class Deliveries:
             run_id: Only of this run; None for all.
             even_if_not_due: Whether to take what waits for its next try, too.
             not_begun_since: Not what was tried after this time, seconds since the epoch.
+            only_urgent: Whether to leave the others to somebody else.
             limit: How many at most.
 
         Returns:
@@ -211,6 +213,8 @@ class Deliveries:
             condition = and_(condition, func.coalesce(deliveries.c.sending_at, 0.0) < not_begun_since)
         if run_id is not None:
             condition = and_(condition, deliveries.c.run_id == run_id)
+        if only_urgent:
+            condition = and_(condition, parcels.c.urgent)
         query = (
             select(deliveries, *_PARCEL_COLUMNS)
             .join(parcels, parcels.c.id == deliveries.c.parcel_id)
@@ -344,6 +348,15 @@ class Deliveries:
         """Return every destination that a delivery is recorded for."""
         with self._engine.begin() as connection:
             return sorted(connection.scalars(select(deliveries.c.destination).distinct()))
+
+    def is_owed(self, run_id: int) -> bool:
+        """Return whether anything that a run owes is due to be sent."""
+        now = time.time()
+        waits = deliveries.c.state.in_([DeliveryState.WAITING.value, DeliveryState.IN_DOUBT.value])
+        is_due = or_(and_(waits, deliveries.c.due_at <= now), _is_abandoned(now))
+        query = select(deliveries.c.id).where(deliveries.c.run_id == run_id, is_due).limit(1)
+        with self._engine.begin() as connection:
+            return connection.scalar(query) is not None
 
     def of_run(self, run_id: int) -> list[DeliveryRow]:
         """Return all deliveries of a run."""

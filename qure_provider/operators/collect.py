@@ -13,6 +13,7 @@ from airflow.sdk.definitions.context import Context
 from airflow.sdk.exceptions import TaskDeferralTimeout
 
 from qure_provider import settings
+from qure_provider.api.model import Meaning
 from qure_provider.delivery.rules import rules_from
 from qure_provider.ledger.batch_ref import BatchRef
 from qure_provider.ledger.doubts import UNCHANGED
@@ -66,6 +67,8 @@ class QureCollectBatchOperator(QureOperator):
         deliver_to: Destinations that get everything: connection ids, or folders' URLs; a list, or separated by blanks.
         rules: What goes where, as ``delivery.rules.rules_from`` takes it; they stand before ``deliver_to``.
         show_only: With ``deliver`` or ``upload`` nothing is delivered.
+        only_urgent: Whether to deliver only what is urgent and leave the rest, which is recorded as owed, to a
+            ``QureDeliverOperator`` of the same run: thousands of routine deliveries then hold up no urgent one.
         first_poll_seconds: Between deferring and the first question; None for ``[qure] first_poll_seconds``.
         max_poll_seconds: Longest time between two questions; None for ``[qure] max_poll_seconds``.
         settle_seconds: Between two looks at a ready result's files; None for ``[qure] settle_seconds``.
@@ -86,6 +89,7 @@ class QureCollectBatchOperator(QureOperator):
         deliver_to: Sequence[str] | str = (),
         rules: Sequence[Mapping[str, Any]] = (),
         show_only: str | None = None,
+        only_urgent: bool = False,
         first_poll_seconds: float | None = None,
         max_poll_seconds: float | None = None,
         settle_seconds: float | None = None,
@@ -97,6 +101,7 @@ class QureCollectBatchOperator(QureOperator):
         self.deliver_to = deliver_to
         self.rules = list(rules)
         self.show_only = show_only
+        self.only_urgent = only_urgent
         self.batch = batch
         self.store_root = store_root
         self.notifiers = [notifier.serialize() for notifier in notifiers]
@@ -117,7 +122,7 @@ class QureCollectBatchOperator(QureOperator):
             ValueError: If the event is empty or not understood; the retry asks for everything again.
         """
         known = ResultsEvent.from_payload(event)
-        self._collect(context, done=known.done, is_deadline=known.wake is Wake.DEADLINE)
+        self._collect(context, done=known.done, urgent=known.urgent, is_deadline=known.wake is Wake.DEADLINE)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Take a deferral's timeout for what it is, the deadline, where the base class would fail the task."""
@@ -127,7 +132,13 @@ class QureCollectBatchOperator(QureOperator):
             return self._collect(context, done=(), is_deadline=True)
 
     def _collect(
-        self, context: Context, *, done: Sequence[int], is_deadline: bool, is_begun_anew: bool = False
+        self,
+        context: Context,
+        *,
+        done: Sequence[int],
+        urgent: Sequence[int] = (),
+        is_deadline: bool,
+        is_begun_anew: bool = False,
     ) -> None:
         from qure_provider.api.model import Outcome
         from qure_provider.hooks.qure import QureHook
@@ -142,7 +153,7 @@ class QureCollectBatchOperator(QureOperator):
             failed: dict[int, Exception] = {}
             if rows:
                 with QureHook(self.qure_conn_id, operator=type(self).__name__) as hook:
-                    failed = self._take(context, work, hook, rows, set(done))
+                    failed = self._take(context, work, hook, rows, set(done), set(urgent))
             left = [row for row in work.rows() if row.uploaded_at is not None and not row.is_over]
             if is_deadline or time.time() >= work.run.deadline:
                 _end_waiting(work, [row for row in left if row.id not in failed])
@@ -154,6 +165,7 @@ class QureCollectBatchOperator(QureOperator):
                 work,
                 [row for row in work.rows() if is_begun_anew or row.id in touched],
                 seconds=BETWEEN_SECONDS if waiting else DELIVER_SECONDS,
+                only_urgent=self.only_urgent,
             )
             self.log.info("Collected: asked=%d failed=%d waiting=%d", len(rows), len(failed), len(waiting))
             deadline = work.run.deadline
@@ -166,9 +178,18 @@ class QureCollectBatchOperator(QureOperator):
             )
 
     def _take(
-        self, context: Context, work: BatchWork, hook: QureHook, rows: list[ResourceRow], done: set[int]
+        self,
+        context: Context,
+        work: BatchWork,
+        hook: QureHook,
+        rows: list[ResourceRow],
+        done: set[int],
+        urgent: set[int],
     ) -> dict[int, Exception]:
         """Ask for every row's result, tell people of the urgent ones as they come, and fetch what is ready.
+
+        What the trigger saw to be urgent is asked for, fetched and delivered before anything else is asked for, and
+        what turns out to be urgent before anything else is fetched.
 
         A question that failed leaves its row to be asked again by the trigger, and so does a service that is away: it
         is not waited for here. One image alone may be denied for its own sake, or for a moment after its upload; and
@@ -184,39 +205,48 @@ class QureCollectBatchOperator(QureOperator):
         from qure_provider.api.model import Outcome
 
         ready: list[tuple[ResourceRow, ResultAnswer]] = []
+        blamed: dict[int, Exception] = {}
         failed: dict[int, Exception] = {}
         denied = 0
         alerts: list[Future[None]] = []
         facts = run_facts(context)
+        questions = _Questions(hook)
+        parts = [row for row in rows if row.id in urgent], [row for row in rows if row.id not in urgent]
         with ThreadPoolExecutor(ALERTS) as pool:
-            for row, answer, error in _in_parallel(_Questions(hook).ask, rows):
-                work.check()
-                if isinstance(error, QureSettingsError):
-                    failed[row.id] = error
-                    work.ledger.record_failure([row.id], row.outcome or Outcome.PENDING, f"asking: {error}")
-                elif isinstance(error, QureRejectedError):
-                    work.ledger.record_failure([row.id], Outcome.FAILED, str(error))
-                elif error is not None:
-                    self.log.warning("A question failed: resource=%s error=%s", settings.short_ref(row.uid), error)
-                elif answer is not None and answer.outcome is Outcome.READY:
-                    ready.append((row, answer))
-                    if self._paging().wants(answer):
-                        alerts.append(pool.submit(self._alert, facts, work, row, answer))
-                elif answer is not None:
-                    denied += answer.outcome is Outcome.DENIED
-                    work.ledger.record_answer(row.id, answer, settled=row.id in done and _is_taken(answer))
-            if len(failed) == len(rows):
-                raise next(iter(failed.values()))
+            for part in filter(None, parts):
+                pressing: list[tuple[ResourceRow, ResultAnswer]] = []
+                for row, answer, error in _in_parallel(questions.ask, part):
+                    work.check()
+                    if isinstance(error, QureSettingsError):
+                        blamed[row.id] = error
+                        work.ledger.record_failure([row.id], row.outcome or Outcome.PENDING, f"asking: {error}")
+                    elif isinstance(error, QureRejectedError):
+                        work.ledger.record_failure([row.id], Outcome.FAILED, str(error))
+                    elif error is not None:
+                        self.log.warning("A question failed: resource=%s error=%s", settings.short_ref(row.uid), error)
+                    elif answer is not None and answer.outcome is Outcome.READY:
+                        is_paging = self._paging().wants(answer)
+                        (pressing if is_paging or answer.meaning is Meaning.URGENT else ready).append((row, answer))
+                        if is_paging:
+                            alerts.append(pool.submit(self._alert, facts, work, row, answer))
+                    elif answer is not None:
+                        denied += answer.outcome is Outcome.DENIED
+                        work.ledger.record_answer(row.id, answer, settled=row.id in done and _is_taken(answer))
+                if pressing:
+                    failed |= self._fetch_all(work, hook, pressing, done)
+                    fetched = work.ledger.rows_by_id(row.id for row, _ in pressing)
+                    self._deliver(context, work, fetched, seconds=DELIVER_SECONDS, only_urgent=True)
+            if len(blamed) == len(rows):
+                raise next(iter(blamed.values()))
             if denied == len(rows) > 1 and denied == sum(row.uploaded_at is not None for row in work.rows()):
                 raise QureSettingsError(
                     "The service denies every result of this batch: check the connection's Source, and that the images "
                     "were sent to the same workspace."
                 )
-            ready.sort(key=lambda pair: not self._paging().wants(pair[1]))
             failed |= self._fetch_all(work, hook, ready, done)
             for alert in alerts:
                 alert.result()
-        return failed
+        return blamed | failed
 
     def _fetch_all(
         self, work: BatchWork, hook: QureHook, ready: list[tuple[ResourceRow, ResultAnswer]], done: set[int]
@@ -253,7 +283,9 @@ class QureCollectBatchOperator(QureOperator):
         """Tell people of an urgent result that nobody was told of yet; the trigger told them of those that it saw."""
         tell_of_results(work.ledger, self.notifiers, {row.id: alert_about(answer, facts_of(row, facts))})
 
-    def _deliver(self, context: Context, work: BatchWork, rows: Sequence[ResourceRow], *, seconds: float) -> None:
+    def _deliver(
+        self, context: Context, work: BatchWork, rows: Sequence[ResourceRow], *, seconds: float, only_urgent: bool
+    ) -> None:
         """Take what was fetched onward. What cannot be delivered now is owed, and does not hold the batch."""
         rules = rules_from(self.deliver_to, self.rules)
         if not rules or show_only_of(self.show_only) is not ShowOnly.NO:
@@ -264,7 +296,7 @@ class QureCollectBatchOperator(QureOperator):
         courier = Courier(work.store, work.ledger, work.owner, self._paging())
         for problem in courier.enqueue(work.run.id, rows, rules):
             self.log.error("%s", problem)
-        courier.deliver(destinations_of(rules), run_id=work.run.id, seconds=seconds)
+        courier.deliver(destinations_of(rules), run_id=work.run.id, seconds=seconds, only_urgent=only_urgent)
         tell_of_troubles(work.ledger, self.notifiers, run_facts(context), run_id=work.run.id)
 
     def _pace(self) -> dict[str, float]:

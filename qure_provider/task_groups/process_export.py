@@ -13,6 +13,7 @@ from airflow.sdk.definitions.xcom_arg import XComArg
 from qure_provider import settings
 from qure_provider.operators.collect import QureCollectBatchOperator
 from qure_provider.operators.compute import QureComputeBatchOperator
+from qure_provider.operators.deliver import QureDeliverOperator
 from qure_provider.operators.plan import QurePlanOperator
 from qure_provider.operators.summarize import QureSummarizeOperator
 from qure_provider.operators.upload import QureUploadBatchOperator
@@ -49,6 +50,8 @@ def process_export(
 ) -> TaskGroup:
     """Turn an export into results: plan, then upload, compute (CT) and collect each batch, then summarize.
 
+    Where something goes onward, the collect tasks deliver what is urgent, and one task beside them all the rest.
+
     Call it inside a DAG. One bad series never holds back the others: each step takes its work from the ledger, does all
     that it can, and fails at its end for what it could not do; the steps after it run all the same.
 
@@ -63,8 +66,8 @@ def process_export(
         max_batches: Into how many batches a night is divided at most; None for ``[qure] max_batches``.
         parallel_uploads: How many batches of each route upload at once; keep it below the worker slots, so that resumed
             tasks always find one.
-        pools: Step (``plan``, ``upload``, ``compute``, ``collect``, ``summarize``) to the pool of its tasks, which must
-            exist; None for ``[qure] pools``.
+        pools: Step (``plan``, ``upload``, ``compute``, ``collect``, ``deliver``, ``summarize``) to the pool of its
+            tasks, which must exist; None for ``[qure] pools``.
         queues: Step to the queue that its tasks go to; None for ``[qure] queues``.
         wait_seconds: How long after the plan results are waited for, in seconds.
         recompute: Whether to send and compute again what earlier runs finished.
@@ -110,8 +113,10 @@ def process_export(
         "page_findings": page_findings,
         "show_only": dry_run,
     }
+    goes_onward = bool(deliver_to or rules)
     collect_arguments: dict[str, Any] = {
         **onward,
+        "only_urgent": goes_onward,
         "first_poll_seconds": first_poll_seconds,
         "max_poll_seconds": max_poll_seconds,
         "settle_seconds": settle_seconds,
@@ -121,6 +126,8 @@ def process_export(
         **common,
     }
 
+    bringers: list[str] = []
+
     @task
     def batches_of(route: str, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [batch for batch in batches if batch["route"] == route]
@@ -129,6 +136,7 @@ def process_export(
     def xray(batch: XComArg) -> None:
         upload = QureUploadBatchOperator(task_id="upload", batch=batch, **upload_arguments)
         collect = QureCollectBatchOperator(task_id="collect", batch=batch, **collect_arguments)
+        bringers.append(collect.task_id)
         upload >> collect
 
     @task_group
@@ -143,6 +151,7 @@ def process_export(
             **common,
         )
         collect = QureCollectBatchOperator(task_id="collect", batch=batch, **collect_arguments)
+        bringers.append(collect.task_id)
         upload >> compute >> collect
 
     with TaskGroup(group_id=group_id) as group:
@@ -175,6 +184,20 @@ def process_export(
         for route, process in (("ct", ct), ("xray", xray)):
             batches = batches_of.override(task_id=f"{route}_batches")(route, plan.output)  # type: ignore[arg-type]
             process.expand(batch=batches) >> summarize
+        if goes_onward:
+            deliver = QureDeliverOperator(
+                task_id="deliver",
+                bringers=bringers,
+                run_group=group_id,
+                deliver_to=deliver_to,
+                rules=rules,
+                notifiers=notifiers,
+                show_only=dry_run,
+                first_poll_seconds=first_poll_seconds,
+                **place("deliver"),
+                **common,
+            )
+            plan >> deliver >> summarize
     return group
 
 

@@ -73,7 +73,7 @@ class TestANight:
         given = []
         monkeypatch.setattr(
             "qure_provider.delivery.courier.Courier.deliver",
-            lambda self, destinations, *, run_id, seconds: given.append(seconds),
+            lambda self, destinations, *, run_id, seconds, only_urgent: given.append(seconds),
         )
         films = hospital.xray(images=2)
         hospital.control.plan(films[1].SOPInstanceUID, processing_seconds=1)

@@ -34,6 +34,20 @@ def owe(ledger, *parcels, to=("pacs",), run_id=None):
         ledger.deliveries.enqueue(run_id, item, [Wanted(name) for name in to])
 
 
+def a_run(ledger):
+    return ledger.begin_run(
+        dag_id="d",
+        run_id="r",
+        group_id="",
+        clear_number=0,
+        night="n",
+        conn_id="c",
+        folder="f",
+        deadline=0,
+        completeness="",
+    )
+
+
 def states(ledger, study=STUDY, to="pacs"):
     return [(row.revision, row.state.value) for row in ledger.deliveries.of_study(study) if row.destination == to]
 
@@ -144,17 +158,7 @@ class TestClaiming:
         assert [row.study_instance_uid for row in claim(ledger, limit=2)] == ["1.2.9"]
 
     def test_only_of_one_run(self, ledger):
-        run = ledger.begin_run(
-            dag_id="d",
-            run_id="r",
-            group_id="",
-            clear_number=0,
-            night="n",
-            conn_id="c",
-            folder="f",
-            deadline=0,
-            completeness="",
-        )
+        run = a_run(ledger)
         owe(ledger, other_study(1), run_id=run.id)
         owe(ledger, other_study(2))
         assert [row.study_instance_uid for row in claim(ledger, run_id=run.id)] == ["1.2.1"]
@@ -197,6 +201,26 @@ class TestClaiming:
         owe(ledger, parcel(digest="b", urgent=True))
         assert [row.revision for row in claim(ledger, "two")] == [2]
         assert states(ledger)[0] == (1, "superseded")
+
+
+class TestLanes:
+    def test_somebody_may_take_only_what_is_urgent(self, ledger):
+        owe(ledger, parcel(), other_study(7, urgent=True))
+        assert [row.subject for row in claim(ledger, only_urgent=True)] == ["1.2.7.4"]
+        assert claim(ledger, only_urgent=True) == []
+        assert len(claim(ledger, "other")) == 1
+
+    def test_a_run_owes_what_waits_and_is_due_and_what_a_dead_worker_was_sending(self, ledger):
+        run_id = a_run(ledger).id
+        assert not ledger.deliveries.is_owed(run_id)
+        owe(ledger, parcel(), run_id=run_id)
+        assert ledger.deliveries.is_owed(run_id)
+        taken = claim_one(ledger)
+        assert not ledger.deliveries.is_owed(run_id)
+        let_leases_run_out(ledger)
+        assert ledger.deliveries.is_owed(run_id)
+        ledger.deliveries.try_later(taken, "no answer")
+        assert not ledger.deliveries.is_owed(run_id)
 
 
 class TestADeadWorker:

@@ -11,6 +11,7 @@ EACH_STEP = {
     "upload": {"process_export.ct.upload", "process_export.xray.upload"},
     "compute": {"process_export.ct.compute"},
     "collect": {"process_export.ct.collect", "process_export.xray.collect"},
+    "deliver": {"process_export.deliver"},
     "plan": {"process_export.plan"},
     "summarize": {"process_export.summarize"},
 }
@@ -18,7 +19,7 @@ EACH_STEP = {
 
 def places(attribute, **arguments):
     with DAG("night", schedule=None, start_date=pendulum.datetime(2026, 1, 1)) as dag:
-        process_export(export="/exports/{night}", **arguments)
+        process_export(export="/exports/{night}", deliver_to="pacs", **arguments)
     return {task.task_id: getattr(task, attribute) for task in dag.tasks}
 
 
@@ -43,7 +44,7 @@ def test_the_configuration_decides_where_the_dag_does_not(monkeypatch):
     assert settings.placement("redeliver") == {"pool": "late"}
 
 
-@pytest.mark.parametrize("wrong", [{"uploads": "x"}, {"upload": "x", "deliver": "y"}])
+@pytest.mark.parametrize("wrong", [{"uploads": "x"}, {"upload": "x", "delivery": "y"}])
 def test_what_is_no_step_is_refused_when_the_dag_is_parsed(wrong):
     with pytest.raises(ValueError, match="pools must be a mapping of steps"):
         places("pool", pools=wrong)
