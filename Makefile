@@ -74,6 +74,10 @@ bench: $(READY)  ## how fast, against peers and limits, side by side; FAST=1 tak
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --requirement pyproject.toml --extra bench
 	$(BIN)/python -m benchmarks $(if $(FAST),--fast)
 
+.PHONY: docs
+docs: $(READY)  ## write docs/settings.md anew, from what Airflow is told
+	$(BIN)/python -m docs.settings
+
 .PHONY: lint
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

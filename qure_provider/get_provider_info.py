@@ -177,8 +177,8 @@ _CONFIG_OPTIONS: dict[str, Any] = {
         example="pacs ris",
     ),
     "rules": _option(
-        "What the provider's own DAGs deliver where, as JSON: an ordered list of objects with 'when', 'send' and 'to'; "
-        "deliver_to gets everything that no rule for it decides.",
+        "What the provider's own DAGs deliver where, as JSON: an ordered list of objects with 'when', 'send' and 'to', "
+        "of which the first that applies to a destination decides; deliver_to gets everything that none decides.",
         "",
         example='[{"when": {"product": ["qxr"]}, "send": ["sc"], "to": ["pacs"]}]',
     ),
@@ -192,12 +192,13 @@ _CONFIG_OPTIONS: dict[str, Any] = {
         '"duty@hospital.example", "subject": "AI result", "html_content": "{{ alert.text }}"}}]',
     ),
     "page_on": _option(
-        "The triage meanings that people are told of, separated by commas: urgent, abnormal, unknown.",
+        "The triage meanings that people are told of, separated by commas: urgent, abnormal, unknown, no finding of "
+        "this product.",
         "urgent",
     ),
     "page_findings": _option(
-        "Finding or decision keys that people are told of besides, separated by commas; X-ray results have no urgent "
-        "ones of their own. Empty: none.",
+        "Finding or decision keys that people are told of besides, as the service writes them, in upper or lower case, "
+        "separated by commas; X-ray results have no urgent ones of their own. Empty: none.",
         "",
         example="pneumothorax",
     ),
