@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.figures import Figure, WrongResultError, print_table, write_lines
+from benchmarks.figures import Figure, Lines, WrongResultError, one_after_the_other, print_table
 from demo.processes import signals_as_exit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +27,7 @@ PARTS: Mapping[str, str] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, and write one JSON line a figure.
+    """Measure, print, and write one JSON line a figure; what goes wrong in one part costs the figures of no other.
 
     Returns:
         0, or 1 where something was lost, counted wrongly or ended in an error. A missed target is no failure: a number
@@ -42,35 +42,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     console = Console(width=None if sys.stdout.isatty() else 160)
     folder = (options.build / "bench").resolve()
-    lines = options.build / "bench.jsonl"
-    figures: list[Figure] = []
+    parts = options.parts or list(PARTS)
+    lines = Lines(options.build / "bench.jsonl", parts)
     passed = True
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
         with signals_as_exit():
-            for part in options.parts or PARTS:
-                passed &= _run(part, folder, figures, console, fast=options.fast)
+            for part in parts:
+                passed &= _run(part, folder, lines, console, fast=options.fast)
     finally:
         shutil.rmtree(folder)
-        write_lines(figures, lines)
-    console.print(str(lines), markup=False)
+    console.print(str(lines.path), markup=False)
     return int(not passed)
 
 
-def _run(part: str, folder: Path, figures: list[Figure], console: Console, *, fast: bool) -> bool:
+def _run(part: str, folder: Path, lines: Lines, console: Console, *, fast: bool) -> bool:
     """Measure one part and print it; returns whether nothing was lost."""
-    begun, first, load = time.monotonic(), len(figures), os.getloadavg()[0]
+    begun, load = time.monotonic(), os.getloadavg()[0]
+    figures: list[Figure] = []
     problem = None
     try:
-        for figure in _measure(part)(folder, fast=fast):
-            figures.append(figure)  # noqa: PERF402 - those before an error are kept
+        for figure in one_after_the_other(_measure(part)(folder, fast=fast)):
+            figures.append(figure)
+            lines.write(part, figure)
     except WrongResultError as error:
         problem = error
     took = time.monotonic() - begun
-    print_table(
-        figures[first:], f"{PARTS[part]} ({took:.0f} s; load of {os.cpu_count()} cores before: {load:.1f})", console
-    )
+    print_table(figures, f"{PARTS[part]} ({took:.0f} s; load of {os.cpu_count()} cores before: {load:.1f})", console)
     if problem:
         console.print(f"WRONG: {problem}", markup=False, style="bold red")
     return problem is None

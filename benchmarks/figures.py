@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import operator
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,10 +71,11 @@ class Figure:
         """Whether the target is met; None without one."""
         return self.target.is_met(self) if self.target else None
 
-    def to_json(self) -> str:
-        """Return it as one line of JSON."""
+    def to_json(self, part: str) -> str:
+        """Return it as one line of JSON, with the part of the benchmark that it is of."""
         return json.dumps(
             {
+                "part": part,
                 "name": self.name,
                 "ours": self.ours,
                 "theirs": self.theirs,
@@ -120,10 +122,51 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[max(0, -(-len(ordered) * percent // 100).__int__() - 1)]
 
 
-def write_lines(figures: Iterable[Figure], path: Path) -> None:
-    """Write one JSON line a figure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{figure.to_json()}\n" for figure in figures), encoding="utf-8")
+def one_after_the_other(*sections: Iterator[Figure]) -> Iterator[Figure]:
+    """Measure each; what goes wrong in one costs the figures of no other.
+
+    Args:
+        sections: Each begins to measure when its first figure is asked for.
+
+    Yields:
+        The figures of all.
+
+    Raises:
+        WrongResultError: At the end, if any of them ended in an error.
+    """
+    problems: list[str] = []
+    for section in sections:
+        try:
+            yield from section
+        except WrongResultError as error:
+            problems.append(str(error))
+        except Exception as error:
+            traceback.print_exc()
+            problems.append(f"{type(error).__name__}: {error}")
+    if problems:
+        raise WrongResultError("; and ".join(problems))
+
+
+class Lines:
+    """The file with one JSON line a figure; each is written at once, so that what comes later cannot lose it.
+
+    Args:
+        path: The file. What it has of other parts than those that are measured now stays.
+        parts: What is measured now.
+    """
+
+    def __init__(self, path: Path, parts: Iterable[str]) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        now = set(parts)
+        kept = [line for line in old if json.loads(line).get("part", "") not in {"", *now}]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def write(self, part: str, figure: Figure) -> None:
+        """Add a figure."""
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(f"{figure.to_json(part)}\n")
 
 
 def print_table(figures: Iterable[Figure], title: str, console: Console) -> None:

@@ -21,6 +21,7 @@ from airflow.sdk.module_loading import import_string  # type: ignore[attr-define
 from airflow.triggers.base import BaseTrigger
 
 from benchmarks.children import keep_quiet, orders, say
+from benchmarks.results_server import ready_body
 from benchmarks.senders import memory
 
 CONN_ID = "bench"
@@ -159,14 +160,16 @@ class Ours:
 
     def _record(self, keys: set[int]) -> float:
         """Record that urgent results were fetched, as the task would; returns the CPU time that this took."""
-        from qure_provider.api.model import Outcome, ResultAnswer
+        from qure_provider.api.answers import RawAnswer, parse_result
+        from qure_provider.api.model import ResultsVersion, Route
         from qure_provider.ledger.ledger import Ledger
         from qure_provider.store import ledger_url
 
         begun = time.thread_time()
+        raw = RawAnswer(200, "application/json", ready_body("Critical", "qer"))
         with Ledger.open(ledger_url(self._job["store"])) as ledger:
             for key in keys:
-                ledger.record_answer(key, ResultAnswer(Outcome.READY, files={"SC": ("",), "SR": ("",)}))
+                ledger.record_answer(key, parse_result(raw, Route.CT, ResultsVersion.V2))
         return time.thread_time() - begun
 
 

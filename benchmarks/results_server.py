@@ -65,10 +65,11 @@ class Results:
         planned = self._plan[last]
         if planned is None or elapsed < planned[0]:
             return 202, _PENDING_XRAY if kind == "v2" else _PENDING_CT
-        return 200, _ready(planned[1], "qxr" if kind == "v2" else "qer")
+        return 200, ready_body(planned[1], "qxr" if kind == "v2" else "qer")
 
 
-def _ready(triage: str, usecase: str) -> bytes:
+def ready_body(triage: str, usecase: str) -> bytes:
+    """Make the body of a result that is there."""
     result = {
         "report": {"impression": "SIMULATED", "findings": "SIMULATED"},
         "files": {"SC": ["https://files.example/1"], "SR": ["https://files.example/2"]},

@@ -13,7 +13,7 @@ from asgiref.sync import sync_to_async
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 5.0
+LOOK_SECONDS = 2.0
 """Between two looks at the ledger and at the run's tasks."""
 _ENDED = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 

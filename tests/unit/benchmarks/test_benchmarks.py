@@ -11,7 +11,7 @@ from rich.console import Console
 
 from benchmarks import __main__ as program
 from benchmarks.data import Image, uid, write_series
-from benchmarks.figures import Figure, Target, WrongResultError, alternate, percentile, print_table, write_lines
+from benchmarks.figures import Figure, Lines, Target, WrongResultError, alternate, percentile, print_table
 from benchmarks.sink import Sink
 
 
@@ -66,11 +66,14 @@ def test_percentiles_are_values_that_were_measured():
 def test_one_json_line_a_figure(tmp_path):
     figures = [Figure("speed", 6.0, "MB/s", 2.0, Target("ratio", ">=", 3)), Figure("files", 8, "files")]
 
-    write_lines(figures, tmp_path / "build" / "bench.jsonl")
+    lines = Lines(tmp_path / "build" / "bench.jsonl", ["upload"])
+    for figure in figures:
+        lines.write("upload", figure)
 
     lines = (tmp_path / "build" / "bench.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
         {
+            "part": "upload",
             "name": "speed",
             "ours": 6.0,
             "theirs": 2.0,
@@ -79,8 +82,28 @@ def test_one_json_line_a_figure(tmp_path):
             "target": "ratio >= 3",
             "met": True,
         },
-        {"name": "files", "ours": 8, "theirs": None, "ratio": None, "unit": "files", "target": None, "met": None},
+        {
+            "part": "upload",
+            "name": "files",
+            "ours": 8,
+            "theirs": None,
+            "ratio": None,
+            "unit": "files",
+            "target": None,
+            "met": None,
+        },
     ]
+
+
+def test_measuring_one_part_keeps_the_figures_of_the_others(tmp_path):
+    path = tmp_path / "bench.jsonl"
+    for parts, name in ((["upload", "scan"], "before"), (["scan"], "after")):
+        lines = Lines(path, parts)
+        for part in parts:
+            lines.write(part, Figure(name, 1.0, "s"))
+
+    written = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["part"], line["name"]) for line in written] == [("upload", "before"), ("scan", "after")]
 
 
 def test_a_missed_target_shows_in_the_table():
@@ -92,7 +115,7 @@ def test_a_missed_target_shows_in_the_table():
     assert "NO" in output.getvalue()
 
 
-@pytest.mark.parametrize(("error", "code"), [(None, 0), (WrongResultError("3 files lost"), 1)])
+@pytest.mark.parametrize(("error", "code"), [(None, 0), (WrongResultError("3 files lost"), 1), (OSError("broken"), 1)])
 def test_a_missed_target_is_no_failure_but_a_lost_file_is(monkeypatch, tmp_path, error, code):
     def measure(folder, *, fast):
         assert folder.is_dir()
@@ -106,6 +129,24 @@ def test_a_missed_target_is_no_failure_but_a_lost_file_is(monkeypatch, tmp_path,
     assert program.main(["scan", "--fast", "--build", str(tmp_path)]) == code
     (line,) = (tmp_path / "bench.jsonl").read_text().splitlines()
     assert json.loads(line)["met"] is False
+
+
+def test_a_part_that_breaks_costs_no_other_its_figures(monkeypatch, tmp_path):
+    def measure(part):
+        def figures(folder, *, fast):
+            assert (tmp_path / "bench.jsonl").read_text().count("speed") == {"upload": 0, "scan": 1}[part]
+            yield Figure("speed", 1.0, "MB/s")
+            if part == "upload":
+                raise OSError("broken")
+
+        return figures
+
+    monkeypatch.setattr(program, "_measure", measure)
+
+    assert program.main(["upload", "scan", "--build", str(tmp_path)]) == 1
+    written = [json.loads(line)["part"] for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
+    assert written == ["upload", "scan"]
+    assert not (tmp_path / "bench").exists()
 
 
 def test_images_are_real_dicom_and_each_has_its_own_uids(tmp_path):

@@ -8,7 +8,7 @@ from benchmarks.document import GUIDE, README, figures_table, put, ratios_table
 from benchmarks.figures import Figure, Target
 
 LINES = [
-    json.loads(figure.to_json())
+    json.loads(figure.to_json(""))
     for figure in (
         Figure(
             "a CT series of 2,000 images of 512 KB: speed, against the vendor's sample",
