@@ -6,9 +6,9 @@ import hashlib
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
@@ -110,6 +110,30 @@ def scan_files(
     """
     export = export_at(root)
     return _scan(export, export.list_these(paths), workers, limits)
+
+
+def quarantine(scanned: Scan, reasons: Mapping[str, str]) -> Scan:
+    """Quarantines files that turned out only after the scan to be unfit.
+
+    Args:
+        scanned: What an export holds.
+        reasons: Why, in fixed words, by the path of each file.
+
+    Returns:
+        The same with these files among what is passed over.
+    """
+    rows = list(scanned.passed_over)
+    series = []
+    for each in scanned.series:
+        fit = tuple(instance for instance in each.instances if instance.path not in reasons)
+        rows += (
+            PassedOver(instance.path, Fate.QUARANTINED, reasons[instance.path], instance.size, each.series_instance_uid)
+            for instance in each.instances
+            if instance.path in reasons
+        )
+        if fit:
+            series.append(replace(each, instances=fit))
+    return Scan(scanned.found, tuple(series), tuple(sorted(rows, key=lambda row: row.path)))
 
 
 def _scan(export: Export, listing: Listing, workers: int, limits: ScanLimits) -> Scan:

@@ -16,8 +16,8 @@ from qure_provider.ledger.batch_ref import BatchRef
 from qure_provider.nights import MAX_NAME, in_night, night_of, safe_name
 from qure_provider.operators.base import QureOperator, as_bool
 from qure_provider.operators.dry_run import show_only_of
-from qure_provider.operators.reading import scan_export
-from qure_provider.operators.sending import sender_for
+from qure_provider.operators.reading import scan_export, select_sendable
+from qure_provider.operators.sending import Sender, sender_for
 from qure_provider.operators.work import manifest_content
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ class QurePlanOperator(QureOperator):
     """Scan an export, select what Qure can read, compare it with what is known, and divide the rest into batches.
 
     Every file is accounted for: ``found = selected + not selected + duplicate + quarantined``, each of the last three
-    with a reason in ``passed_over.jsonl``. What an earlier run finished is not sent again; what one left waiting is
-    waited for; what grew is a new revision, and a part of what the service holds is not sent (the summary names it).
-    What earlier nights still owe (up to seven days back) is waited for, too, or uploaded if it never was and its export
-    is still there.
+    with a reason in ``passed_over.jsonl``; what cannot be de-identified, and is to be, is quarantined. What an earlier
+    run finished is not sent again; what one left waiting is waited for; what grew is a new revision, and a part of what
+    the service holds is not sent (the summary names it). What earlier nights still owe (up to seven days back) is
+    waited for, too, or uploaded if it never was and its export is still there.
 
     Args:
         export: The export's folder: a path or a URL that ``ObjectStoragePath`` understands; ``{night}`` in it becomes
-            the night's name.
+            the night's name, ``{night:YYYYMMDD}`` its date written so.
         files: Paths relative to ``export``, to take only these.
         selection: Rules as ``SelectionRules.from_mapping`` takes them; None for the safe defaults.
         identity_policy: See ``settings.identity_policy``; checked here, with the key that it may need, so that a
@@ -138,8 +138,8 @@ class QurePlanOperator(QureOperator):
                 completeness=self.completeness or "not judged",
                 planner=planner,
             )
-            sender_for(settings.identity_policy(self.identity_policy))
-            scanned, selection = self._read(export, night, ledger)
+            sender = sender_for(settings.identity_policy(self.identity_policy))
+            scanned, selection = self._read(export, night, ledger, sender)
             entries = ledger.assess(selection.selected, conn_id=self.qure_conn_id, recompute=as_bool(self.recompute))
             counts = _counts(scanned, selection, entries)
             counts["dry_run"] = show_only_of(self.show_only).value
@@ -163,8 +163,8 @@ class QurePlanOperator(QureOperator):
         )
         return [ref.to_xcom() for ref in refs]
 
-    def _read(self, export: str, night: str, ledger: Ledger) -> tuple[Scan, Selection]:
-        from qure_provider.dicom.select import SelectionRules, select
+    def _read(self, export: str, night: str, ledger: Ledger, sender: Sender) -> tuple[Scan, Selection]:
+        from qure_provider.dicom.select import SelectionRules
         from qure_provider.store import open_path
 
         folder = open_path(export)
@@ -175,7 +175,8 @@ class QurePlanOperator(QureOperator):
             )
         scanned = scan_export(folder, _as_list(self.files))
         known = ledger.known_series(series.series_instance_uid for series in scanned.series)
-        return scanned, select(scanned, SelectionRules.from_mapping(_as_mapping(self.selection)), known)
+        rules = SelectionRules.from_mapping(_as_mapping(self.selection))
+        return select_sendable(folder, scanned, rules, known, sender)
 
     def _divide(
         self,

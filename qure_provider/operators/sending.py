@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,7 +11,7 @@ from qure_provider import settings
 
 if TYPE_CHECKING:
     from qure_provider.dicom.deidentify import Deidentified, Deidentifier
-    from qure_provider.dicom.model import Instance
+    from qure_provider.dicom.model import Instance, Series
     from qure_provider.dicom.pseudonym import IdentityMap
     from qure_provider.hooks.outgoing import HeaderSpool, OutgoingFile
     from qure_provider.ledger.ledger import ResourceRow
@@ -24,6 +25,8 @@ Prepared = Sequence[tuple[str, "OutgoingFile"]] | Exception
 Lacking = tuple["ResourceRow", Collection[str]]
 """A resource, and the SOPInstanceUIDs of it that the service lacks."""
 
+_READERS = 8
+"""Threads that try files. They hide the delay of a network file system or an object store."""
 _AT_ONCE = 200
 """Files that are prepared at least before their way back is recorded: each record costs a transaction."""
 
@@ -33,6 +36,17 @@ class Sender(Protocol):
 
     key_id: str
     """Of the key for pseudonyms; empty where things are sent as they are."""
+
+    def refused(self, root: AnyPath, series: Sequence[Series]) -> dict[str, str]:
+        """Tell which files cannot be sent.
+
+        Args:
+            root: Where their export lies.
+            series: What would be sent.
+
+        Returns:
+            Why, in fixed words, by the path of each file.
+        """
 
     def prepare(
         self, work: BatchWork, missing: Iterable[Lacking], spool: HeaderSpool
@@ -60,13 +74,18 @@ def sender_for(policy: settings.IdentityPolicy) -> Sender:
     from qure_provider.hooks.deidentify import DeidentifyHook
 
     hook = DeidentifyHook(settings.deidentify_conn_id())
-    return Deidentifying(hook.get_conn(), hook.pseudonyms.key_id)
+    return Deidentifying(hook.get_conn, hook.pseudonyms.key_id)
 
 
 class AsExported:
     """Sends every file as it is."""
 
     key_id = ""
+
+    def refused(self, root: AnyPath, series: Sequence[Series]) -> dict[str, str]:
+        """See ``Sender``."""
+        del root, series
+        return {}
 
     def prepare(
         self, work: BatchWork, missing: Iterable[Lacking], spool: HeaderSpool
@@ -84,13 +103,35 @@ class Deidentifying:
     A resource of which one file cannot be de-identified is not sent at all.
 
     Args:
-        deidentifier: De-identifies files.
+        make: Makes what de-identifies files.
         key_id: Of its key.
     """
 
-    def __init__(self, deidentifier: Deidentifier, key_id: str) -> None:
-        self._deidentifier = deidentifier
+    def __init__(self, make: Callable[[], Deidentifier], key_id: str) -> None:
+        self._make = make
+        self._deidentifier = make()
         self.key_id = key_id
+
+    def refused(self, root: AnyPath, series: Sequence[Series]) -> dict[str, str]:
+        """See ``Sender``."""
+        from qure_provider.dicom.export import export_at
+        from qure_provider.dicom.reader import UnfitError
+        from qure_provider.dicom.refusal import DeidentifyError
+
+        export = export_at(root)
+
+        def refused_of(one: Series) -> dict[str, str]:
+            deidentifier, reasons = self._make(), {}
+            for instance in one.instances:
+                try:
+                    with export.open(instance.path) as source:
+                        deidentifier.deidentify(source)
+                except (DeidentifyError, UnfitError) as error:
+                    reasons[instance.path] = error.reason.value
+            return reasons
+
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="deidentify") as pool:
+            return {path: reason for reasons in pool.map(refused_of, series) for path, reason in reasons.items()}
 
     def prepare(
         self, work: BatchWork, missing: Iterable[Lacking], spool: HeaderSpool

@@ -8,17 +8,19 @@ from pathlib import Path
 import pydicom
 import pytest
 from pipeline_kit import image
+from pydicom.uid import generate_uid
 from support.deidentified import identifying_values, told
 
 from qure_provider.api.errors import QureSettingsError
 from qure_provider.dicom.pseudonym import Pseudonymizer
+from qure_provider.dicom.refusal import Refusal
 from qure_provider.dicom.verify import Contradiction, verify_objects
 from qure_provider.emulator.model import Answer, OtherPatient
 from qure_provider.hooks.deidentify import DeidentifyHook
 from qure_provider.operators.returning import return_files
 from qure_provider.operators.upload import QureUploadBatchOperator, QureUploadOperator
 from qure_provider.reports.result import Asset
-from qure_provider.retries import QureRetryPolicy, StepIncompleteError
+from qure_provider.retries import NightUnresolvedError, QureRetryPolicy, StepIncompleteError
 from qure_provider.sensors.results import QureResultsSensor
 from qure_provider.settings import IdentityPolicyError
 
@@ -62,10 +64,10 @@ def held(hospital, row):
     return {file["kind"]: file["reason"] for file in hospital.result(row)["held"]}
 
 
-def uploads(hospital):
-    """Upload all of a night; return what failed."""
+def failures_of(hospital, batches):
+    """Upload batches; return what failed."""
     failures = []
-    for batch in hospital.plan():
+    for batch in batches:
         try:
             hospital.upload(batch)
         except StepIncompleteError as failure:
@@ -199,30 +201,109 @@ class TestAWholeNight:
 
 
 class TestWhatCannotBeDeidentified:
-    def test_is_not_sent_and_harms_no_other(self, hospital):
+    BROKEN = bytes.fromhex("08004011 53510000 08000000") + b"NO ITEMS"
+    """A sequence that holds no items."""
+
+    def test_is_quarantined_with_its_reason_and_harms_no_other(self, hospital, monkeypatch):
+        monkeypatch.setenv("AIRFLOW__QURE__ALLOW_QUARANTINED", "True")
+        hospital.xray("x0", BurnedInAnnotation="YES")
+        hospital.xray("x1", PatientID="SIM-7788", BodyPartExamined="SIM-7788")
+        hospital.xray("x2", SpecificCharacterSet="ISO_IR 999")
+        (path,) = (hospital.export / "x3" / "0.dcm" for _ in hospital.xray("x3"))
+        before, after = path.read_bytes().split(b"\x10\0\x10\0PN")
+        path.write_bytes(before + self.BROKEN + b"\x10\0\x10\0PN" + after)
+        (good,) = hospital.xray("x4")
+
+        summary = hospital.night()
+
+        counts = summary["counts"]
+        assert (counts["found"], counts["selected"], counts["quarantined"]) == (5, 1, 4)
+        assert [row.uid for row in hospital.rows().values()] == [good.SOPInstanceUID]
+        assert hospital.sent() == 1
+        assert only_row(hospital).outcome == "ready"
+        assert counts["reasons"] == {
+            f"quarantined: {refusal.value}": 1
+            for refusal in (Refusal.BURNED_IN, Refusal.LEFT_OVER, Refusal.UNDECODABLE, Refusal.BROKEN)
+        }
+        lines = [json.loads(line) for line in next(hospital.root.rglob("passed_over.jsonl")).read_text().splitlines()]
+        assert {line["path"] for line in lines} == {f"x{number}/0.dcm" for number in range(4)}
+
+    def test_needs_somebody_unless_the_site_says_that_it_is_in_order(self, hospital):
+        hospital.xray("x0", BurnedInAnnotation="YES")
+        hospital.xray("x1")
+
+        with pytest.raises(NightUnresolvedError, match="1 cannot be de-identified: says that identifying text"):
+            hospital.night()
+
+        assert {row.outcome for row in hospital.rows().values()} == {"ready"}
+
+    def test_keeps_its_whole_series_back(self, hospital, monkeypatch):
+        monkeypatch.setenv("AIRFLOW__QURE__ALLOW_QUARANTINED", "True")
+        hospital.xray()
+        slices = hospital.ct(count=12)
+        slices[4].BurnedInAnnotation = "YES"
+        hospital.put("ct/4.dcm", slices[4])
+
+        with pytest.raises(NightUnresolvedError, match="11 files were held back"):
+            hospital.night()
+
+        counts = hospital.summary()["counts"]
+        assert (counts["found"], counts["selected"], counts["quarantined"]) == (13, 1, 12)
+        assert hospital.sent() == 1
+        assert only_row(hospital).outcome == "ready"
+
+    def test_leaves_a_series_of_which_a_part_may_be_sent(self, hospital):
+        slices = hospital.ct(count=11)
+        slices[4].BurnedInAnnotation = "YES"
+        hospital.put("ct/4.dcm", slices[4])
+
+        (batch,) = hospital.plan(selection={"incomplete_ct": "send"})
+        hospital.upload(batch)
+
+        assert hospital.sent() == 10
+
+    def test_lets_another_reconstruction_take_its_place(self, hospital):
+        study, frame = generate_uid(), generate_uid()
+        best = hospital.ct("thin", StudyInstanceUID=study, FrameOfReferenceUID=frame, SliceThickness=1.25)
+        other = hospital.ct("thick", StudyInstanceUID=study, FrameOfReferenceUID=frame, BurnedInAnnotation="NO")
+        hospital.plan()
+        assert only_row(hospital).uid == best[0].SeriesInstanceUID
+        for number, each in enumerate(best):
+            each.BurnedInAnnotation = "YES"
+            hospital.put(f"thin/{number}.dcm", each)
+
+        hospital.new_run("scheduled__2")
+        hospital.plan(catch_up=False)
+
+        assert only_row(hospital).uid == other[0].SeriesInstanceUID
+
+    def test_is_not_looked_at_where_it_would_not_be_sent_anyway(self, hospital):
+        hospital.put("mr.dcm", image("MR", BurnedInAnnotation="YES"))
+        hospital.xray()
+
+        assert hospital.night()["counts"]["not_selected"] == 1
+
+    def test_is_not_sent_either_where_only_the_upload_finds_out(self, hospital, monkeypatch):
+        monkeypatch.setenv("AIRFLOW__QURE__IDENTITY_POLICY", "identified")
         (bad,) = hospital.xray("x0", BurnedInAnnotation="YES")
         (good,) = hospital.xray("x1")
-        failures = uploads(hospital)
-
-        (failure,) = failures
-        assert "burned into its pixels" in str(failure)
-        assert QureRetryPolicy().evaluate(failure, 1, 3).action.value == "fail"
-        rows = hospital.rows()
-        assert rows[bad.SOPInstanceUID].outcome == "not uploaded"
-        assert "burned into its pixels" in rows[bad.SOPInstanceUID].reason
-        assert rows[good.SOPInstanceUID].uploaded_at
-        assert [file.sop_instance_uid for file in hospital.control.received()] == [rows[good.SOPInstanceUID].sent_uid]
-
-    def test_keeps_its_whole_series_back(self, hospital):
         slices = hospital.ct()
         slices[4].BurnedInAnnotation = "YES"
         hospital.put("ct/4.dcm", slices[4])
-        (batch,) = hospital.plan()
+        batches = hospital.plan()
+        monkeypatch.setenv("AIRFLOW__QURE__IDENTITY_POLICY", "deidentify")
 
-        with pytest.raises(StepIncompleteError, match="burned into its pixels"):
-            hospital.upload(batch)
+        failures = failures_of(hospital, batches)
 
-        assert hospital.sent() == 0
+        assert len(failures) == 2
+        for failure in failures:
+            assert "burned into its pixels" in str(failure)
+            assert QureRetryPolicy().evaluate(failure, 1, 3).action.value == "fail"
+        rows = hospital.rows()
+        assert rows[bad.SOPInstanceUID].outcome == rows[slices[0].SeriesInstanceUID].outcome == "not uploaded"
+        assert "burned into its pixels" in rows[bad.SOPInstanceUID].reason
+        assert rows[good.SOPInstanceUID].uploaded_at
+        assert [file.sop_instance_uid for file in hospital.control.received()] == [rows[good.SOPInstanceUID].sent_uid]
 
     def test_nor_is_a_file_that_was_replaced_after_the_plan(self, hospital):
         (film,) = hospital.xray()
@@ -259,7 +340,7 @@ class TestWhatCannotBeDeidentified:
         hospital.xray("x1", PatientID="SIM-2")
         monkeypatch.setattr(Pseudonymizer, "patient_id", lambda self, patient: "PSAME")
 
-        (failure,) = uploads(hospital)
+        (failure,) = failures_of(hospital, hospital.plan())
 
         assert "same pseudonym" in str(failure)
         assert hospital.sent() == 1
@@ -408,7 +489,8 @@ class TestADryRun:
         assert actions["PatientIdentityRemoved"] == "added"
         assert hospital.sent() == 0
 
-    def test_says_that_nothing_would_be_sent(self, hospital):
+    def test_says_that_nothing_would_be_sent(self, hospital, monkeypatch):
+        monkeypatch.setattr("qure_provider.operators.sending.Deidentifying.refused", lambda *_: {})
         hospital.xray(BurnedInAnnotation="YES")
 
         (line,) = self.lines(hospital)
