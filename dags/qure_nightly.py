@@ -20,11 +20,12 @@ with DAG(
     tags=["qure", "radiology"],
     params={
         "export": Param(
-            settings.export_root() + "/{night}",
+            settings.night_export(),
             type="string",
             minLength=1,
             title="Export folder",
-            description="Where the PACS wrote the studies; {night} becomes the night's date.",
+            description="Where the PACS wrote the studies; {night} becomes the night's date, 2026-11-20, and "
+            "{night:YYYYMMDD} 20261120.",
         ),
         "quiet_seconds": Param(
             300,

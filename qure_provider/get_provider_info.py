@@ -168,7 +168,10 @@ _CONFIG_OPTIONS: dict[str, Any] = {
         example="/var/lib/qure",
     ),
     "export_root": _option(
-        "The folder in which the PACS makes one export folder a night, named by date.", "", example="/exports"
+        "The folder in which the PACS makes one export folder a night, named by date: 2026-11-20. Where folders are "
+        "named otherwise, {night:...} in it says how: /exports/{night:YYYYMMDD}, /exports/{night:YYYY/MM/DD}.",
+        "",
+        example="/exports",
     ),
     "deliver_to": _option(
         "Where the provider's own DAGs deliver results: ids of connections of type dicom, dicomweb, mllp or fhir, or "

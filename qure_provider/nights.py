@@ -11,6 +11,7 @@ import pendulum
 MAX_NAME = 120
 """How many characters of a name become part of a path."""
 
+_NIGHT = re.compile(r"\{night(?::(?P<form>[^{}]+))?\}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -67,5 +68,26 @@ def safe_name(text: str) -> str:
 
 
 def in_night(template: str, night: str) -> str:
-    """Put the night's name in the place of ``{night}``."""
-    return template.replace("{night}", night)
+    """Put the night's name in the place of ``{night}``, and its date, written so, in that of ``{night:YYYYMMDD}``.
+
+    Args:
+        template: The text; what follows the colon is made of pendulum's words, such as YYYY, MM and DD.
+        night: As ``night_of`` names it.
+
+    Raises:
+        ValueError: If the date is to be written otherwise and the night is named by none.
+    """
+
+    def written(found: re.Match[str]) -> str:
+        return str(_date(night).format(found["form"])) if found["form"] else night
+
+    return _NIGHT.sub(written, template)
+
+
+def _date(night: str) -> pendulum.Date:
+    try:
+        return pendulum.Date.fromisoformat(night)
+    except ValueError:
+        raise ValueError(
+            f"Night {night!r} is not named by a date, so it cannot be written by a form: say {{night}} alone."
+        ) from None

@@ -86,6 +86,12 @@ def export_root() -> str:
     return _text("export_root")
 
 
+def night_export() -> str:
+    """Return where a night's export lies: ``export_root``, and ``{night}`` below it if it is not in it."""
+    root = export_root()
+    return root if "{night" in root else f"{root}/{{night}}"
+
+
 def timezone() -> str:
     """Return the hospital's time zone: ``[qure] timezone``, else Airflow's own default."""
     configured = _text("timezone")

@@ -25,7 +25,7 @@ class QureExportSensor(BaseSensorOperator):
 
     Args:
         export: The folder: a path or a URL that ``ObjectStoragePath`` understands; ``{night}`` in it becomes the
-            night's name.
+            night's name, ``{night:YYYYMMDD}`` its date written so.
         quiet_seconds: Complete when nothing was added or changed for so long.
         marker: Complete when a file of this name lies in the folder.
         expected_files: Complete when so many files are there.

@@ -58,6 +58,24 @@ def test_the_nights_name_goes_where_the_template_says():
     assert in_night("/exports/{other}", "2026-11-20") == "/exports/{other}"
 
 
+@pytest.mark.parametrize(
+    ("template", "folder"),
+    [
+        ("/exports/{night:YYYYMMDD}", "/exports/20261120"),
+        ("/exports/{night:YYYY/MM}/{night}", "/exports/2026/11/2026-11-20"),
+        ("/exports/export_{night:DD.MM.YY}", "/exports/export_20.11.26"),
+    ],
+)
+def test_its_date_is_written_as_the_pacs_does(template, folder):
+    assert in_night(template, "2026-11-20") == folder
+
+
+def test_a_night_without_a_date_has_no_other_form():
+    assert in_night("/exports/{night}", "ward-3") == "/exports/ward-3"
+    with pytest.raises(ValueError, match="'ward-3' is not named by a date"):
+        in_night("/exports/{night:YYYY}", "ward-3")
+
+
 def test_a_day_begins_at_the_hospitals_midnight():
     begins = midnight("2026-11-20", "Asia/Kolkata")
     assert begins == datetime(2026, 11, 19, 18, 30, tzinfo=UTC).timestamp()

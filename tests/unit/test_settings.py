@@ -131,6 +131,16 @@ class TestWhomToTell:
         assert settings.page_findings() == ["pneumothorax", "nodule"]
 
 
+class TestTheNightsExport:
+    @pytest.mark.parametrize(
+        ("root", "export"),
+        [("/exports", "/exports/{night}"), ("/exports/{night:YYYYMMDD}/out", "/exports/{night:YYYYMMDD}/out")],
+    )
+    def test_is_below_the_root_unless_the_root_names_the_night(self, option, root, export):
+        option("export_root", root)
+        assert settings.night_export() == export
+
+
 class TestDefaults:
     def test_the_store_lies_beside_the_dags(self, monkeypatch):
         monkeypatch.setenv("AIRFLOW__CORE__DAGS_FOLDER", "/opt/airflow/dags")

@@ -72,3 +72,9 @@ def test_what_is_no_usable_folder_is_named(night, name):
         open_destination(name)
     (problem,) = night.enqueue([name])
     assert problem.startswith(f"Nothing is delivered to '{name}': It is no folder that can be used here")
+
+
+def test_a_folder_is_the_same_for_all_nights(night):
+    (problem,) = night.enqueue([f"{night.to_folder}/{{night}}"])
+    assert "is the same for all nights" in problem
+    assert not night.out.exists()
