@@ -28,8 +28,8 @@ class FolderDestination:
     def __init__(self, name: str) -> None:
         if "{night" in name:
             raise ReceiverSettingsError(
-                "A folder as a destination is the same for all nights, and holds a folder for each study: leave {night} "
-                "out."
+                "A folder as a destination is the same for all nights, and holds a folder for each study: leave "
+                "{night} out."
             )
         try:
             self._store = Store(name)
