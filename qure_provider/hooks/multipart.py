@@ -6,7 +6,7 @@ import errno
 import io
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from qure_provider.api.errors import QureError, QureRejectedError, QureTransientError
@@ -90,7 +90,7 @@ class PartsBody:
     Args:
         files: In their order.
         content_type: Of the body, with ``{}`` for the boundary.
-        part_headers: Gives the header lines of a file's part, by its place.
+        part_headers: Gives the header lines of a file's part and the empty one after them, by its place.
         before_block: Called before each block is handed out; what it raises breaks the body off.
     """
 
@@ -98,15 +98,17 @@ class PartsBody:
         self,
         files: Sequence[OutgoingFile],
         content_type: str,
-        part_headers: Callable[[int], str],
+        part_headers: Callable[[int], bytes],
         before_block: Callable[[], None] = lambda: None,
     ) -> None:
         self._files = files
         self._part_headers = part_headers
         self._before_block = before_block
-        self._boundary = uuid.uuid4().hex
-        self.content_type = content_type.format(self._boundary)
-        self._length = sum(len(self._beginning(index)) for index in range(len(files)))
+        boundary = uuid.uuid4().hex
+        self._opening = f"--{boundary}\r\n".encode()
+        self._closing = f"--{boundary}--\r\n".encode()
+        self.content_type = content_type.format(boundary)
+        self._length = sum(len(self._opening) + len(part_headers(index)) for index in range(len(files)))
         self._length += sum(file.size + len(_END_OF_PART) for file in files) + len(self._closing)
         self.sent = 0
         """Bytes handed out so far."""
@@ -143,18 +145,11 @@ class PartsBody:
     def _readers(self) -> Iterator[Callable[[memoryview], int]]:
         end = b""
         for index, file in enumerate(self._files):
-            yield io.BytesIO(end + self._beginning(index) + bytes(file.header)).readinto
+            yield io.BytesIO(end + self._opening + self._part_headers(index) + bytes(file.header)).readinto
             with _opened(file) as source:
                 yield _Measured(file, source).readinto
             end = _END_OF_PART
         yield io.BytesIO(end + self._closing).readinto
-
-    def _beginning(self, index: int) -> bytes:
-        return _beginning(self._boundary, self._part_headers(index))
-
-    @property
-    def _closing(self) -> bytes:
-        return f"--{self._boundary}--\r\n".encode()
 
 
 class MultipartBody(PartsBody):
@@ -175,20 +170,17 @@ class MultipartBody(PartsBody):
         super().__init__(files, _CONTENT_TYPES[dialect], _form_headers, before_block)
 
 
-def _beginning(boundary: str, headers: str) -> bytes:
-    return f"--{boundary}\r\n{headers}\r\n".encode()
-
-
-def _form_headers(index: int) -> str:
+@lru_cache(maxsize=16_384)
+def _form_headers(index: int) -> bytes:
     return (
         f'Content-Disposition: form-data; name="{form_key(index)}"; filename="{file_name(index)}"\r\n'
-        "Content-Type: application/dicom\r\n"
-    )
+        "Content-Type: application/dicom\r\n\r\n"
+    ).encode()
 
 
 @cache
 def _largest_framing() -> int:
-    return len(_beginning("-" * _BOUNDARY_LENGTH, _form_headers(_LARGEST_INDEX))) + len(_END_OF_PART)
+    return _BOUNDARY_LENGTH + 4 + len(_form_headers(_LARGEST_INDEX)) + len(_END_OF_PART)
 
 
 def _opened(file: OutgoingFile) -> Any:
@@ -210,8 +202,13 @@ class _Measured:
         self._file = file
         self._source = source
         self._left = file.size - len(file.header)
+        self._is_at_end = file.version is not None and not self._left
 
     def readinto(self, view: memoryview) -> int:
+        if self._is_at_end:
+            if isinstance(self._source, io.FileIO):
+                self._check_unchanged()
+            return 0
         if self._file.version is not None:
             view = view[: self._left]
         try:
@@ -221,8 +218,9 @@ class _Measured:
         self._left -= count
         if self._left < 0 or (self._left and not count):
             raise _changed(self._file)
-        if not count and isinstance(self._source, io.FileIO):
-            self._check_unchanged()
+        # A read that could have brought more, and did not, has seen the end of a local file.
+        is_local = isinstance(self._source, io.FileIO)
+        self._is_at_end = not self._left and (self._file.version is not None or (is_local and count < len(view)))
         return count
 
     def _check_unchanged(self) -> None:

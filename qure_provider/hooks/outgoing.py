@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import tempfile
 from dataclasses import dataclass, field
@@ -124,6 +125,10 @@ class OutgoingFile:
     offset: int = 0
     version: FileVersion | None = field(default=None, repr=False)
 
+    def __hash__(self) -> int:
+        """Files are told apart by their instance as a rule, and put into many dictionaries."""
+        return hash(self.sop_instance_uid)
+
     def open(self) -> Any:
         """Open the file where its own bytes begin.
 
@@ -135,7 +140,7 @@ class OutgoingFile:
             ChangedError: If it is another file, or another version of it, than the one that was looked at.
         """
         if isinstance(self.path, str | Path):
-            file: Any = open(self.path, "rb", buffering=0, opener=_follow_no_link)  # noqa: SIM115
+            file: Any = _opened(self.path)
         else:
             file = self.path.open("rb")
         try:
@@ -172,6 +177,14 @@ class OutgoingFile:
             raise ChangedError
 
 
-def _follow_no_link(path: str, flags: int) -> int:
-    """A scan passes over links; one that took a file's place since must not lead out of the export."""
-    return os.open(path, flags | os.O_NOFOLLOW)
+def _opened(path: str | Path) -> io.FileIO:
+    descriptor = os.open(path, _FOLLOW_NO_LINK)
+    try:
+        return io.FileIO(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+_FOLLOW_NO_LINK = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+"""A scan passes over links; one that took a file's place since must not lead out of the export."""

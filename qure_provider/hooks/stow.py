@@ -29,7 +29,7 @@ def store_body(files: Sequence[OutgoingFile], before_block: Callable[[], None] =
         The body; it can be gone through again, from the start.
     """
     content_type = 'multipart/related; type="application/dicom"; boundary={}'
-    return PartsBody(files, content_type, lambda _: "Content-Type: application/dicom\r\n", before_block)
+    return PartsBody(files, content_type, lambda _: b"Content-Type: application/dicom\r\n\r\n", before_block)
 
 
 def part_size(file: OutgoingFile) -> int:
