@@ -187,8 +187,9 @@ class Deidentifier:
         found = _identifying(scope, header.data, elements, self._profile).union(*(part.identifying for part in met))
         key = (header.transfer_syntax_uid, *map(values.get, _OF_STUDY), found)
         if last and last.key != key:
-            self._last = None
-            return self._deidentify(source, trace, explain=explain)
+            last = self._last = None
+            if met:  # read by another study's passages
+                return self._deidentify(source, trace, explain=explain)
         study = last or self._new_study(key, scope, values, found)
         pieces = study.rewriter.rewrite(header.data, elements, trace, explain=explain)
         for part in met:

@@ -7,7 +7,7 @@ fraction of what decoding would. Nothing is guessed either: a header that is not
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from types import MappingProxyType
@@ -41,6 +41,7 @@ _GROWTH = 4
 _DEPTH_LIMIT = 32
 _FRAGMENT_PAGE = 64
 _LARGEST_ALIKE = 256 * 1024
+_NO_TAG = -1
 _PADDED_WITH_NULL = frozenset({"OB", "UI", "UN"})
 
 
@@ -69,9 +70,9 @@ class Passage:
     def __post_init__(self) -> None:
         object.__setattr__(self, "raw", self.data[self.elements[0][2] : self.elements[-1][4]])
 
-    def divided(self, stays: Callable[[bytes], bool]) -> Iterator[Passage]:
-        """Gives the longest passages of it whose elements all stay, told by their bytes."""
-        for kept, elements in groupby(self.elements, lambda element: stays(self.data[element[2] : element[4]])):
+    def divided(self, stays: Callable[[int, bytes], bool]) -> Iterator[Passage]:
+        """Gives the longest passages of it whose elements all stay, told by their tag and their bytes."""
+        for kept, elements in groupby(self.elements, lambda each: stays(each[0], self.data[each[2] : each[4]])):
             if kept:
                 yield Passage(self.data, tuple(elements))
 
@@ -323,24 +324,20 @@ class Alike:
     def learn(self, header: FileHeader) -> None:
         """Divide the passages that a header, which was read with them, does not have, where it differs.
 
-        The first header is one passage as a whole; each only ever shrinks.
+        The first header is kept as a whole until the second comes; from then on each passage only ever shrinks.
         """
         if not self._transfer_syntax_uid:
             self._transfer_syntax_uid = header.transfer_syntax_uid
             if header.offset <= _LARGEST_ALIKE:
-                for varies, elements in groupby(header.elements, lambda element: self._varies(element[0])):
-                    if not varies:
-                        self._add([Passage(header.data, tuple(elements))])
+                self._passages[_NO_TAG] = Passage(header.data, tuple(header.elements))
         elif len(header.met) < len(self._passages):
             met, data = set(header.met), header.data
             here = {data[start:end] for _, _, start, _, end in header.elements}
             for tag, passage in list(self._passages.items()):
                 if passage not in met:
                     del self._passages[tag]
-                    self._add(passage.divided(here.__contains__))
-
-    def _add(self, passages: Iterable[Passage]) -> None:
-        self._passages.update((passage.elements[0][0], passage) for passage in passages)
+                    parts = passage.divided(lambda tag, raw: raw in here and not self._varies(tag))
+                    self._passages.update((part.elements[0][0], part) for part in parts)
 
 
 def read_file_header(source: Source, known: Alike | None = None) -> FileHeader:

@@ -18,7 +18,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from pydicom.charset import convert_encodings, decode_bytes, python_encoding
 from pydicom.datadict import tag_for_keyword
@@ -64,6 +64,7 @@ class UndecodableError(Exception):
 Decode = Callable[[bytes], str]
 
 
+@lru_cache(maxsize=64)
 def decoder(charset: bytes) -> Decode:
     """Gives what decodes the texts of an object or item.
 
