@@ -23,9 +23,12 @@ from starlette.middleware.base import RequestResponseEndpoint
 
 from qure_provider import settings
 from qure_provider.hooks.media import Media
+from qure_provider.ledger.deliveries import OPEN_STATES, TROUBLED_STATES
 from qure_provider.links import base_path, page_address
+from qure_provider.nights import local_time
 from qure_provider.plugin.access import may_see
 from qure_provider.plugin.archive import Archive, KeptFile, KeptRun, NotKeptError
+from qure_provider.plugin.study import study_of
 from qure_provider.reports.page import environment, style
 from qure_provider.reports.result import UNVERIFIED
 from qure_provider.reports.summary import SummaryRow
@@ -91,13 +94,27 @@ def show_run(run: RunDep) -> Response:
     links = {"All nights": page_address()}
     if in_airflow := settings.run_link(summary.dag_id, summary.run_id):
         links["The run in Airflow"] = in_airflow
-    return HTMLResponse(summary.to_html(_address, index="", links=links))
+    return HTMLResponse(summary.to_html(_address, index="", links=links, study="studies/{}/"))
 
 
 @app.get("/runs/{night}/{run}/passed_over.jsonl")
 def show_passed_over(run: RunDep, archive: ArchiveDep) -> Response:
     """The files that were not sent, each with its reason."""
     return _send(archive.passed_over(run), "text/plain; charset=utf-8")
+
+
+@app.get("/runs/{night}/{run}/studies/{study}/")
+def show_study(study: str, run: RunDep) -> Response:
+    """One study: what became of it, and of each of its deliveries, up to now."""
+    return _page(
+        "study.html.jinja",
+        night=run.summary.night,
+        study=study_of(run, study),
+        open={*OPEN_STATES, *TROUBLED_STATES},
+        time=_time,
+        simulated=run.summary.is_simulated,
+        notice=UNVERIFIED,
+    )
 
 
 @app.get("/runs/{night}/{run}/results/{resource}/")
@@ -163,6 +180,10 @@ def _protection() -> dict[str, str]:
 
 def _address(row: SummaryRow, name: str) -> str:
     return f"results/{quote(row.resource)}/{quote(name)}"
+
+
+def _time(seconds: float | None) -> str:
+    return "" if seconds is None else local_time(seconds, settings.timezone())
 
 
 def _page(template: str, **content: object) -> Response:

@@ -178,6 +178,7 @@ class Summary:
         *,
         index: str = "result.json",
         links: Mapping[str, str] | None = None,
+        study: str = "",
     ) -> str:
         """Return the page.
 
@@ -185,6 +186,7 @@ class Summary:
             href: Gives the address of a file of a resource.
             index: The file, or the empty name of the page, that says which files a resource has.
             links: What stands above the page: text to address.
+            study: The address of a study's page, with ``{}`` in the place of its pseudonym; empty where there is none.
         """
         order = {"urgent": 0, "abnormal": 1, "unknown": 2}
         rows = sorted(self.rows, key=lambda row: (row.is_resolved, order.get(row.meaning, 3), row.study, row.resource))
@@ -199,6 +201,7 @@ class Summary:
                 href=href,
                 index=index,
                 links=links or {},
+                study_page=study,
                 notice=UNVERIFIED,
                 tiles=[(meaning.value, self.meanings.get(meaning.value, 0)) for meaning in Meaning],
                 files=[(name.replace("_", " "), self.counts.get(name, 0)) for name in ("found", *_PARTS)],

@@ -21,6 +21,7 @@ def store(tmp_path, monkeypatch):
 @pytest.fixture
 def night(store):
     """One night of one result; its address."""
+    store.add_ledger()
     store.add_result()
     return store.add_run()
 

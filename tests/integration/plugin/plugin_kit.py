@@ -5,7 +5,13 @@ import json
 from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 
+from qure_provider import settings
+from qure_provider.api.model import Outcome, ResultAnswer, Route
+from qure_provider.dicom.model import Identity, Instance, SelectedSeries, Series
+from qure_provider.ledger.deliveries import NewParcel, ParcelKind, Wanted
+from qure_provider.ledger.ledger import Ledger
 from qure_provider.reports.summary import Summary, SummaryRow
+from qure_provider.store import ledger_url
 
 MAY_SEE = {"radiology": {"qure_nightly", "qure_on_demand"}, "research": {"research_nightly"}, "nobody": set()}
 
@@ -23,12 +29,14 @@ def token_of(name):
 
 NIGHT, RUN = "2026-11-20", "qure_nightly__scheduled__process_export"
 STUDY = "studies/1.2.3/1.2.3.4/1.2.3.4.5/r1"
+STUDY_REF, RESOURCE_REF = settings.short_ref("1.2.3"), settings.short_ref("1.2.3.4.5")
+PATIENT = ("SIM-1", "SIMULATED^ONE", "SIM-A1")
 PNG = b"\x89PNG\r\n\x1a\nSIMULATED"
 
 
 def row(resource="aaaaaaaaaa", **values):
     plain = {
-        "study": "1111111111",
+        "study": STUDY_REF,
         "resource": resource,
         "route": "xray",
         "modality": "CR",
@@ -84,6 +92,37 @@ class NightStore:
         self.write(f"runs/{night}/{name}/summary.json", content.to_json())
         self.write(f"runs/{night}/{name}/passed_over.jsonl", b'{"path": "IM 1", "reason": "not DICOM"}\n')
         return f"/qure/runs/{night}/{name}/"
+
+    def add_ledger(self, night=NIGHT, name=RUN):
+        """The run's part of the ledger: a result that a RIS refused, and that the PACS took."""
+        with Ledger.open(ledger_url(str(self.root)), create=True) as ledger:
+            patient, person, accession = PATIENT
+            identity = Identity("1.2.3", patient, "SIM", accession, "19700101", "F", person)
+            image = Instance("1.dcm", 100, 1.0, "1.2.3.4.5", "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.1.2.1")
+            series = SelectedSeries(Series(identity, "1.2.3.4", "CR", (image,)), Route.XRAY)
+            run = ledger.begin_run(
+                dag_id="qure_nightly",
+                run_id="scheduled",
+                group_id="process_export",
+                clear_number=0,
+                night=night,
+                conn_id="qure_default",
+                folder=f"runs/{night}/{name}",
+                deadline=0.0,
+                completeness="quiet",
+            )
+            (entry,) = ledger.assess([series])
+            manifest = f"{run.folder}/batch-000.json"
+            ledger.replace_plan(run, batches_of_rows=[(Route.XRAY, manifest, entry.rows)], done=[], counts={})
+            (row,) = ledger.rows_of_run(run.id)
+            ledger.mark_uploaded([row.id])
+            ledger.record_answer(row.id, ResultAnswer(Outcome.READY, usecase="qxr"), settled=True)
+            parcel = NewParcel(ParcelKind.OBJECTS, row.uid, "digest", "1.2.3", "qxr", (row.id,), urgent=False)
+            ledger.deliveries.enqueue(run.id, parcel, [Wanted("pacs"), Wanted("ris")])
+            (to_pacs,) = ledger.deliveries.claim("me", destination="pacs")
+            ledger.deliveries.delivered(to_pacs, {})
+            (to_ris,) = ledger.deliveries.claim("me", destination="ris")
+            ledger.deliveries.dead(to_ris, "the receiver refused it (AR)")
 
     def add_result(self, folder=STUDY, assets=None):
         files = assets or {"sc_thumbnail.png": ("sc_thumbnail", "image/png", PNG)}

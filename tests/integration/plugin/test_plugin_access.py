@@ -2,7 +2,7 @@
 
 import pytest
 from fastapi.routing import APIRoute
-from plugin_kit import NIGHT, RUN, STUDY, row, summary
+from plugin_kit import NIGHT, RUN, STUDY, STUDY_REF, row, summary
 
 from qure_provider.plugin.entry import serve
 
@@ -15,6 +15,7 @@ def addresses():
     from qure_provider.plugin.pages import app
 
     values = {"night": NIGHT, "run": RUN, "resource": "aaaaaaaaaa", "name": "sc_thumbnail.png"}
+    values["study"] = STUDY_REF
     assert all(isinstance(route, APIRoute) for route in app.routes), "a route that nothing guards"
     return ["/qure" + route.path.format(**values) for route in app.routes]
 
@@ -67,7 +68,7 @@ def test_nothing_is_shown_without_the_permission_on_the_dag(night, get, of_one_n
             answer = get(address, user=user)
             assert answer.status == 403
             assert b"You may not see" in answer.body
-            assert b"1111111111" not in answer.body
+            assert STUDY_REF.encode() not in answer.body
 
 
 def test_the_list_names_only_nights_that_the_user_may_see(night, store, get):

@@ -9,7 +9,7 @@ import pytest
 from airflow.sdk import ObjectStoragePath
 from airflow.sdk.io import attach
 from fsspec.implementations.memory import MemoryFileSystem
-from plugin_kit import NIGHT, PNG, STUDY, row, summary
+from plugin_kit import NIGHT, PATIENT, PNG, RESOURCE_REF, STUDY, STUDY_REF, row, summary
 
 
 def links(answer):
@@ -33,7 +33,7 @@ def test_a_picture_is_the_file_in_the_store(night, get):
 
     assert picture.body == PNG
     assert picture.headers["Content-Type"] == "image/png"
-    assert picture.headers["Content-Disposition"] == 'inline; filename="1111111111-aaaaaaaaaa-sc_thumbnail.png"'
+    assert picture.headers["Content-Disposition"] == f'inline; filename="{STUDY_REF}-aaaaaaaaaa-sc_thumbnail.png"'
 
 
 @pytest.mark.parametrize(
@@ -71,13 +71,43 @@ def test_a_result_shows_scores_decisions_and_files(night, get):
     assert "opacity 0.25 no" in text
     assert "nodule not stated yes" in text
     assert "not verified by a radiologist" in text
-    files = [link for link in links(page) if link != "../../"]
+    files = [link for link in links(page) if not link.startswith("../")]
     assert {"sc_thumbnail.png", "result.json", "answer.json"} == set(files)
     assert {get(f"{night}results/aaaaaaaaaa/{link}").status for link in files} == {200}
 
 
+def test_a_study_shows_each_delivery_with_its_state_and_reason(night, store, get, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__QURE__TIMEZONE", "Asia/Kolkata")
+    store.add_run(content=summary(row(resource=RESOURCE_REF)))
+    assert f"studies/{STUDY_REF}/" in links(get(night))
+    page = get(f"{night}studies/{STUDY_REF}/").body.decode()
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+
+    assert re.search(r"pacs objects, revision 1, qxr resource \w{10} delivered [-\d]{10} [:\d]{8}\+05:30 1", text)
+    assert re.search(r"ris objects, revision 1, qxr resource \w{10} dead the receiver refused it \(AR\) 1", text)
+    assert "not verified by a radiologist" in text
+    assert f"../../results/{RESOURCE_REF}/" in re.findall(r'href="([^"]+)"', page)
+    assert not any(word in page for word in (*PATIENT, "1.2.3"))
+
+
+def test_a_study_that_the_ledger_knows_no_more_says_so(night, store, get):
+    store.add_run(content=summary(row(), row(study="2222222222", resource="b")))
+    for ref, says in (("2222222222", b"knows this study no more"), ("3333333333", b"has no such study")):
+        answer = get(f"{night}studies/{ref}/")
+        assert answer.status == 404
+        assert says in answer.body
+
+
+def test_where_the_ledger_cannot_be_read_it_is_said(store, get):
+    store.add_result()
+    store.write("ledger.sqlite3", b"no database" * 1000)
+    answer = get(f"{store.add_run()}studies/{STUDY_REF}/")
+    assert answer.status == 404
+    assert b"The ledger cannot be read here (DatabaseError)" in answer.body
+
+
 def test_addresses_name_no_uid(night, get):
-    for address in (night, f"{night}results/aaaaaaaaaa/"):
+    for address in (night, f"{night}results/aaaaaaaaaa/", f"{night}studies/{STUDY_REF}/"):
         assert not [link for link in links(get(address)) if "1.2.3" in link]
 
 
