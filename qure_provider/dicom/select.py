@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
@@ -147,12 +147,16 @@ def select(scan: Scan, rules: SelectionRules | None = None, known: Collection[st
         ``scan.passed_over`` is repeated.
     """
     rules = rules or SelectionRules()
-    wounded = _wounded(scan)
+    wounded = _wounded(scan) if rules.incomplete_ct == "hold" else set()
+    lost = Counter(row.series_instance_uid for row in scan.passed_over if row.fate is Fate.QUARANTINED)
     candidates: list[SelectedSeries] = []
     passed_over: list[PassedOver] = []
     for series in scan.series:
         images = tuple(each for each in series.instances if each.sop_class_uid in rules.sop_classes)
         reason = _refusal(series, images, rules)
+        is_held = ROUTES.get(series.modality) is Route.CT and series.series_instance_uid in wounded
+        if is_held and _is_short_for_what_it_lost(reason, images, lost[series.series_instance_uid], rules):
+            reason = None
         if reason and not (reason is Reason.TOO_FEW_SLICES and series.series_instance_uid in known):
             passed_over += _rows(series, Fate.NOT_SELECTED, reason)
             continue
@@ -161,7 +165,7 @@ def select(scan: Scan, rules: SelectionRules | None = None, known: Collection[st
             passed_over += _rows(replace(series, instances=others), Fate.NOT_SELECTED, Reason.NOT_AN_IMAGE)
             series = replace(series, instances=images)
         route = ROUTES[series.modality]
-        if route is Route.CT and rules.incomplete_ct == "hold" and series.series_instance_uid in wounded:
+        if is_held:
             passed_over += _rows(series, Fate.QUARANTINED, Reason.INCOMPLETE)
             continue
         candidates.append(SelectedSeries(series, route))
@@ -225,6 +229,13 @@ def _refusal(series: Series, images: tuple[Instance, ...], rules: SelectionRules
     if ROUTES[series.modality] is Route.CT and slices < rules.minimum_slices:
         return Reason.TOO_FEW_SLICES
     return None
+
+
+def _is_short_for_what_it_lost(
+    reason: Reason | None, images: tuple[Instance, ...], lost: int, rules: SelectionRules
+) -> bool:
+    """Whether a CT series has too few slices only because files of it are quarantined."""
+    return reason is Reason.TOO_FEW_SLICES and sum(image.frames for image in images) + lost >= rules.minimum_slices
 
 
 def _rows(series: Series, fate: Fate, reason: Reason) -> Iterable[PassedOver]:

@@ -144,6 +144,13 @@ class TestIncompleteSeries:
         assert {(row.fate, row.reason) for row in selection.passed_over} == {(Fate.QUARANTINED, Reason.INCOMPLETE)}
         assert len(selection.passed_over) == len(member.instances)
 
+    @pytest.mark.parametrize(("lost", "reason"), [(1, Reason.TOO_FEW_SLICES), (2, Reason.INCOMPLETE)])
+    def test_one_that_would_have_enough_slices_with_those_is_held_and_not_called_too_short(self, lost, reason):
+        member = series("CT", 8)
+        rows = [PassedOver(f"x{n}", Fate.QUARANTINED, "broken", 9, member.series_instance_uid) for n in range(lost)]
+        selection = select(scan_of(member, passed_over=rows))
+        assert {row.reason for row in selection.passed_over} == {reason}
+
     def test_or_sent_where_the_site_says_so(self):
         member, result = self.wounded("CT")
         assert select(result, SelectionRules(incomplete_ct="send")).selected[0].series == member
