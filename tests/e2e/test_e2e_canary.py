@@ -299,6 +299,7 @@ class Nights:
         found: Kind of canary to place to what was found there.
         places: Number of places searched, by the first word of their names.
         states: Run's name to its state.
+        why: Place in the store to the problems that a run's summary names, and the tasks that failed.
         pages: The addresses of our pages that were read.
         told: What the pager was told.
     """
@@ -306,6 +307,7 @@ class Nights:
     found: dict
     places: dict
     states: dict
+    why: dict
     pages: list
     told: str
 
@@ -335,6 +337,7 @@ def nights(tmp_path_factory):
         airflow.api.add_connection("qure_deidentify_default", conn_type="qure_deidentify", password=key)
         _connect(airflow.api, service, pacs, ris, ehr, web, (user, password), secret)
         runs = _run(folder, airflow, service, marks, exports, pacs, ris, ehr)
+        why = dict(_problems(airflow, folder / "store"))
         pages = dict(_pages(airflow, folder / "store"))
         airflow.check()
         received = list(in_folder("service", service.storage))
@@ -344,7 +347,9 @@ def nights(tmp_path_factory):
         word = name.partition(":")[0]
         counts[word] = counts.get(word, 0) + 1
     told = folder / "told"
-    return Nights(search(places, marks.all), counts, runs, sorted(pages), told.read_text() if told.exists() else "")
+    return Nights(
+        search(places, marks.all), counts, runs, why, sorted(pages), told.read_text() if told.exists() else ""
+    )
 
 
 @contextlib.contextmanager
@@ -508,6 +513,15 @@ def _wait(airflow, dag_id, run_id, seconds=400):
     raise AssertionError(f"{dag_id} took longer than {seconds} s")
 
 
+def _problems(airflow, store):
+    for path in store.rglob("summary.json"):
+        yield str(path.relative_to(store)), json.loads(path.read_text())["problems"]
+    for dag_id in OURS:
+        for run in airflow.api.get(f"dags/{dag_id}/dagRuns")["dag_runs"]:
+            tasks = airflow.api.task_instances(dag_id, run["dag_run_id"])
+            yield run["dag_run_id"], [task["task_id"] for task in tasks if task["state"] == "failed"]
+
+
 def _end(airflow, dag_id, conf):
     return _wait(airflow, *_start(airflow, dag_id, conf))
 
@@ -600,7 +614,7 @@ def test_the_nights_ended_as_they_were_meant_to(nights):
         "proxy away": "failed",
         "typed": "failed",
         "redeliver": "success",
-    }
+    }, nights.why
     assert "AI output, unverified" in nights.told
 
 
