@@ -29,7 +29,8 @@ command or a secrets backend, too. An option that does not exist stops the DAGs,
 """
 _ABOUT_FIELDS = """\
 The form in the Airflow UI has all of them. Where a connection is given as JSON or by the environment, `host`, `port`,
-`login` and `password` are Airflow's own, and the others stand in `extra`.
+`login` and `password` are Airflow's own, and the others stand in `extra`. A field that does not exist is refused, with
+its name, by the form's Test button and wherever the connection is used.
 """
 _ABOUT_PARAMS = """\
 The form asks for them when a run is started by hand. `<export_root>` and `<deliver_to>` are the options of that name.

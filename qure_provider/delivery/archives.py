@@ -11,6 +11,7 @@ from typing import ClassVar, Protocol
 
 from airflow.sdk import BaseHook
 
+from qure_provider import connection_forms
 from qure_provider.delivery.destination import Arrival, HeldError, ObjectsParcel, Receipt
 from qure_provider.dicom.model import Identity
 from qure_provider.dicom.rejection import Rejected, rejection_note
@@ -60,7 +61,11 @@ class ArchiveDestination:
     def __init__(self, name: str, archive: Archive, store: Store) -> None:
         self._archive = archive
         self._store = store
-        fields = Fields.of(BaseHook.get_connection(name), ReceiverSettingsError)
+        fields = Fields.of(
+            BaseHook.get_connection(name),
+            {**connection_forms.DICOM, **connection_forms.DICOMWEB},
+            ReceiverSettingsError,
+        )
         self._asks_first = fields.boolean("ask_first", default=False)
         self._proves = fields.boolean("prove", default=False)
 

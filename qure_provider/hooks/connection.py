@@ -6,13 +6,14 @@ import ipaddress
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
+from qure_provider import connection_forms
 from qure_provider.api.errors import QureSettingsError
 from qure_provider.api.model import ResultsVersion
 
@@ -115,7 +116,7 @@ class QureConnection:
         Raises:
             QureSettingsError: A field is missing or wrong; the message names it and says what to enter.
         """
-        fields = Fields.of(connection)
+        fields = Fields.of(connection, connection_forms.QURE)
         verify, ca_bundle = verification(fields)
         total = fields.number("requests_per_second", 10.0, at_least=0.01, at_most=10_000.0)
         return cls(
@@ -261,15 +262,18 @@ class Fields:
         self._kind = kind
 
     @classmethod
-    def of(cls, connection: AirflowConnection, kind: type[Exception] = QureSettingsError) -> Fields:
+    def of(
+        cls, connection: AirflowConnection, form: Collection[str], kind: type[Exception] = QureSettingsError
+    ) -> Fields:
         """Read the extra settings of an Airflow connection.
 
         Args:
             connection: What Airflow returned.
+            form: The names of the fields that there are: one that is misspelt would be left out in silence.
             kind: Class of the errors.
 
         Raises:
-            Exception: Of that class, if they are no JSON object.
+            Exception: Of that class, if they are no JSON object, or have a field that there is not.
         """
         # Not through Airflow's own property: it masks by a blocking call, which has no place in a triggerer's event
         # loop.
@@ -280,6 +284,11 @@ class Fields:
             raise kind(problem) from None
         if not isinstance(extra, dict):
             raise kind(problem)
+        if unknown := sorted(extra.keys() - {*form}):
+            raise kind(
+                f"Connection {connection.conn_id}, field extra: there is no {', '.join(map(repr, unknown))}. "
+                f"There are {', '.join(sorted(form))}."
+            )
         return cls(str(connection.conn_id), extra, kind)
 
     def error(self, name: str, problem: str) -> Exception:

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
+from qure_provider import connection_forms
 from qure_provider.api.errors import QureSettingsError
 from qure_provider.dicom.deidentify import Deidentifier
 from qure_provider.dicom.profile import Profile, ProfileError
@@ -114,4 +115,4 @@ class DeidentifyHook(BaseHook):
                 f"There is no connection {self.deidentify_conn_id!r}, so nothing can be de-identified and nothing was "
                 f"sent. Add one of type {self.conn_type}, or name another in [qure] deidentify_conn_id. {_MAKE_ONE}."
             ) from None
-        return connection, Fields.of(connection)
+        return connection, Fields.of(connection, connection_forms.DEIDENTIFY)

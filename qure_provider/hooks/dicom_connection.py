@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from qure_provider import connection_forms
 from qure_provider.hooks.connection import AirflowConnection, Fields
 from qure_provider.hooks.receiver import ReceiverSettingsError
 from qure_provider.hooks.tls import Tls
@@ -65,7 +66,7 @@ class DicomConnection:
         Raises:
             ReceiverSettingsError: A field is missing or wrong; the message names it and says what to enter.
         """
-        fields = Fields.of(connection, ReceiverSettingsError)
+        fields = Fields.of(connection, connection_forms.DICOM, ReceiverSettingsError)
         host = (connection.host or "").strip()
         if not host:
             raise fields.error("host", "is empty. Enter the archive's name or address")

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import requests
 from pydicom.dataset import Dataset
 
+from qure_provider import connection_forms
 from qure_provider.dicom.model import Identity
 from qure_provider.dicom.objects import text
 from qure_provider.dicom.quiet import quiet_pydicom
@@ -75,7 +76,7 @@ class DicomWebConnection:
         Raises:
             ReceiverSettingsError: A field is missing or wrong; the message names it and says what to enter.
         """
-        fields = Fields.of(connection, ReceiverSettingsError)
+        fields = Fields.of(connection, connection_forms.DICOMWEB, ReceiverSettingsError)
         expected = "the root of the archive's DICOMweb services, such as https://host/dicom-web"
         return cls(
             web=WebConnection.from_airflow(connection, fields, expected),

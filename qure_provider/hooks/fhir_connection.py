@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from qure_provider import connection_forms
 from qure_provider.hooks.connection import Fields
 from qure_provider.hooks.receiver import ReceiverSettingsError
 from qure_provider.hooks.web import WebAirflowConnection, WebConnection
@@ -62,7 +63,7 @@ class FhirConnection:
         Raises:
             ReceiverSettingsError: A field is missing or wrong; the message names it and says what to enter.
         """
-        fields = Fields.of(connection, ReceiverSettingsError)
+        fields = Fields.of(connection, connection_forms.FHIR, ReceiverSettingsError)
         system = _system(fields, "patient_identifier_system")
         systems = _systems(fields)
         if not (system or systems):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from qure_provider import connection_forms
 from qure_provider.hooks.connection import AirflowConnection, Fields
 from qure_provider.hooks.receiver import ReceiverSettingsError
 from qure_provider.hooks.tls import Tls
@@ -85,7 +86,7 @@ class MllpConnection:
         Raises:
             ReceiverSettingsError: A field is missing or wrong; the message names it and says what to enter.
         """
-        entered = Fields.of(connection, ReceiverSettingsError)
+        entered = Fields.of(connection, connection_forms.MLLP, ReceiverSettingsError)
         host = (connection.host or "").strip()
         if not host:
             raise entered.error("host", "is empty. Enter the receiver's host name or address")

@@ -111,6 +111,7 @@ def test_a_form_has_every_setting_that_the_connection_reads_and_no_other(kind, m
     (entry,) = [entry for entry in INFO["connection-types"] if entry["connection-type"] == kind]
     reader, needed, extra = READERS[kind]
     extra = extra | ({"tls": True} if "tls" in entry["conn-fields"] else {})
+    insecure = {"allow_plain_http": True} if "allow_plain_http" in entry["conn-fields"] else {}
     read = set()
     raw = Fields.raw
     monkeypatch.setattr(Fields, "raw", lambda fields, name: read.add(name) or raw(fields, name))
@@ -118,12 +119,20 @@ def test_a_form_has_every_setting_that_the_connection_reads_and_no_other(kind, m
     for more in ({}, {"auth": "oauth2", "token_url": "https://login.example/token"}):
         if not more or "auth" in entry["conn-fields"]:
             plain = needed if "://" not in needed["host"] else {"host": needed["host"].replace("https", "http")}
-            for values in ({}, {**plain, "more": {"allow_plain_http": True}}):
+            for values in ({}, {**plain, "more": insecure}):
                 own = {**bare, **{name: value for name, value in values.items() if name != "more"}}
                 both = extra | more | values.get("more", {})
                 reader.from_airflow(SimpleNamespace(**own, extra=json.dumps(both)))
     assert read - DESTINATIONS_OWN == set(entry["conn-fields"]) - DESTINATIONS_OWN
     assert (set(entry["conn-fields"]) >= DESTINATIONS_OWN) == (kind in ("dicom", "dicomweb"))
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_misspelt_field_is_named_with_those_that_there_are(kind):
+    reader, needed, extra = READERS[kind]
+    bare = {"conn_id": "q", "schema": None, "port": None, "login": None, "password": "t", **needed}
+    with pytest.raises(Exception, match=r"field extra: there is no 'verfiy'\. There are .*verify"):
+        reader.from_airflow(SimpleNamespace(**bare, extra=json.dumps(extra | {"verfiy": True})))
 
 
 DESTINATIONS_OWN = {"ask_first", "prove"}
