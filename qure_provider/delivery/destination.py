@@ -126,7 +126,8 @@ def open_destination(name: str) -> Destination:
     try:
         connection = BaseHook.get_connection(name)
     except Exception as error:
-        raise ReceiverSettingsError(f"There is no connection {name!r}: create it in Airflow.") from error
+        hint = " A folder is written as a URL, such as file:///mnt/results." if "/" in name else ""
+        raise ReceiverSettingsError(f"There is no connection {name!r}: create it in Airflow.{hint}") from error
     path = _CLASSES.get(connection.conn_type or "")
     if path is None:
         known = ", ".join(sorted(_CLASSES))

@@ -78,3 +78,8 @@ def test_a_folder_is_the_same_for_all_nights(night):
     (problem,) = night.enqueue([f"{night.to_folder}/{{night}}"])
     assert "is the same for all nights" in problem
     assert not night.out.exists()
+
+
+def test_a_path_in_the_place_of_a_url_is_told_how_to_be_written(night):
+    (problem,) = night.enqueue([str(night.out)])
+    assert problem.endswith("create it in Airflow. A folder is written as a URL, such as file:///mnt/results.")
