@@ -66,8 +66,8 @@ class StudyReport:
             return ""
         noun = "image" if self.results[0].route is Route.XRAY else "series"
         plural = "s" if noun == "image" and self.lacking > 1 else ""
-        verb = "has" if self.lacking == 1 else "have"
-        return f"{self.lacking} {noun}{plural} of the study {verb} no result: nothing is said of what they show."
+        verb, what = ("has", "it shows") if self.lacking == 1 else ("have", "they show")
+        return f"{self.lacking} {noun}{plural} of the study {verb} no result: nothing is said of what {what}."
 
     @property
     def model_versions(self) -> tuple[str, ...]:

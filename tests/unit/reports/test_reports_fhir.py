@@ -143,7 +143,9 @@ def test_a_study_that_lacks_an_image_says_so_and_is_never_without_finding():
     found_nothing = a_result(meaning=Meaning.NO_FINDING)
     text = head_of(a_report(found_nothing, lacking=2))["conclusion"]
     assert "Triage: unknown" in text.split("\n\n")[0]
-    assert "2 images of the study have no result" in text
+    assert "2 images of the study have no result: nothing is said of what they show." in text
+    alone = head_of(a_report(found_nothing, lacking=1))["conclusion"]
+    assert "1 image of the study has no result: nothing is said of what it shows." in alone
     assert "triage: no finding of this product" in text
     assert "Triage: abnormal" in head_of(a_report(a_result(meaning=Meaning.ABNORMAL), lacking=2))["conclusion"]
 
