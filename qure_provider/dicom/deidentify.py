@@ -196,11 +196,13 @@ class Deidentifier:
             pieces += part.pieces
             trace.uids.update(part.trace.uids)
             trace.dates.update(part.trace.dates)
+        new_uids = {meant: new for new, meant in trace.uids.items()}
+        if not new_uids.keys() >= {sop_instance, series, study_uid}:  # one is written as a sequence
+            raise DeidentifyError(Refusal.NO_UID)
         dataset = study.rewriter.joined(pieces, trace)
         if not explain:
             study.alike.learn(header)  # only now: what of it is met again has been found fit to leave
             self._last = study
-        new_uids = {meant: new for new, meant in trace.uids.items()}
         return Deidentified(
             _file_header(sop_class, new_uids[sop_instance], header.transfer_syntax_uid) + dataset,
             header.offset,

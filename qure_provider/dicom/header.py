@@ -42,6 +42,7 @@ _DEPTH_LIMIT = 32
 _FRAGMENT_PAGE = 64
 _LARGEST_ALIKE = 256 * 1024
 _NO_TAG = -1
+_LONGEST_SHORT = 0xFFFE
 _PADDED_WITH_NULL = frozenset({"OB", "UI", "UN"})
 
 
@@ -103,9 +104,11 @@ class Encoding:
         self._long_vrs = {number(vr.encode())[0]: vr for vr in LONG_VRS}
 
     def element(self, tag: int, vr: str, value: bytes) -> bytes:
-        """Writes an element, its value padded to even length."""
+        """Writes an element, its value padded to even length; as UN where it is too long for its VR (PS3.5, 6.2.2)."""
         if len(value) & 1:
             value += b"\0" if vr in _PADDED_WITH_NULL else b" "
+        if vr not in LONG_VRS and len(value) > _LONGEST_SHORT:
+            vr = "UN"
         group, number = tag >> 16, tag & 0xFFFF
         if not self.explicit:
             return self._without_vr.pack(group, number, len(value)) + value
@@ -158,14 +161,12 @@ class Encoding:
         """
         elements, start = self._elements(data, position, len(data), 0, until=min(PIXEL_DATA), known=known, met=met)
         value = start + 8
-        if self.explicit:
-            group, number, code, length = self._with_vr.unpack_from(data, start)
-            if code in self._long_vrs:
-                _, length, value = self._long(data, value, len(data), self._long_vrs[code])
-        else:
-            group, number, length = self._without_vr.unpack_from(data, start)
+        group, number, length = self._without_vr.unpack_from(data, start)
         if group << 16 | number not in PIXEL_DATA:
             raise DeidentifyError(Refusal.NO_PIXELS)
+        if self.explicit:
+            code = self._with_vr.unpack_from(data, start)[2]
+            _, length, value = self._long(data, value, len(data), self._long_vrs.get(code, ""))
         return elements, start, value, length
 
     def _elements(

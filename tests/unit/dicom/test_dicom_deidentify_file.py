@@ -720,6 +720,33 @@ def test_elements_out_of_order_or_twice_stay(image):
     assert refusal_of(content[:pixels] + name + content[pixels:]) is Refusal.BROKEN
 
 
+@pytest.mark.parametrize("keyword", ["SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"])
+def test_a_uid_that_is_written_as_a_sequence_stays(image, keyword):
+    content = image(**{keyword: "1.2.3456"})
+    start = content.rindex(b"UI\x08\x001.2.3456")
+    an_item = b"\xfe\xff\x00\xe0" + bytes(4)
+    damaged = content[:start] + b"SQ\0\0" + struct.pack("<L", len(an_item)) + an_item + content[start + 12 :]
+    assert refusal_of(damaged) is Refusal.NO_UID
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_more_new_uids_than_the_vr_has_room_for_are_written_all_the_same(image, syntax):
+    uids = [f"1.2.{number}" for number in range(3000)]
+    sent, done = as_sent(image(syntax=syntax, FailedSOPInstanceUIDList=uids))
+    found = read(sent)
+    new = found["FailedSOPInstanceUIDList"]
+    values = new.value if new.VR == "UI" else new.value.decode("ascii").rstrip("\0").split("\\")
+    assert [done.identity_map.uids[uid] for uid in values] == uids
+    assert found.PatientID == PSEUDONYMS.patient_id(Patient("SIM-1"))
+
+
+@pytest.mark.parametrize("vr", [b"\0B", b"US", b"XX"])
+def test_pixel_data_of_a_vr_that_cannot_hold_it_stays(image, vr):
+    content = image()
+    pixels = content.index(struct.pack("<HH2s", 0x7FE0, 0x0010, b"OB"))
+    assert refusal_of(content[: pixels + 4] + vr + content[pixels + 6 :]) is Refusal.BROKEN
+
+
 @pytest.mark.parametrize("syntax", SYNTAXES)
 @pytest.mark.parametrize("undefined", [False, True])
 def test_a_file_cut_anywhere_stays(export, syntax, undefined):
@@ -807,26 +834,55 @@ def test_a_header_without_end_stays(export, monkeypatch):
 
 SLICE = st.fixed_dictionaries(
     {
-        "PatientID": st.sampled_from(["SIM-1", "SIM-2"]),
+        "PatientID": st.sampled_from(["SIM-1", "SIM-1", "SIM-1", "SIM-2"]),
         "InstanceNumber": st.integers(1, 200),
         "StudyTime": st.sampled_from(["101500", "1016"]),
     },
     optional={
-        "SpecificCharacterSet": st.sampled_from(["ISO_IR 100", "ISO_IR 192", "ISO_IR 999"]),
+        "SpecificCharacterSet": st.sampled_from(["ISO_IR 100", "ISO_IR 144", "ISO_IR 192", "ISO_IR 999"]),
+        "PatientName": st.sampled_from(["Quaxlinger^X", "Chest^X"]),
+        "PatientBirthDate": st.sampled_from(["19340101", ""]),
+        "PatientAge": st.sampled_from(["053Y", "104Y"]),
+        "PatientSex": st.just("M"),
+        "AccessionNumber": st.sampled_from(["A2002", None]),
+        "IssuerOfPatientID": st.just("SIM"),
+        "OperatorsName": st.sampled_from(["Chest^X", "SIMULATED"]),
         "SeriesDescription": st.sampled_from(["SIMULATED", "chest", "Quäxlinger"]),
+        "ManufacturerModelName": st.sampled_from(["SIMULATED", "chest", "Quäxlinger"]),
         "ImageComments": st.sampled_from(["SIM-1", "SIM-2"]),
         "AcquisitionDate": st.sampled_from(["20240501", "none"]),
+        "FrameOfReferenceUID": st.sampled_from(["1.2.3", "1.2.3.4"]),
         "BurnedInAnnotation": st.just("YES"),
         "BodyPartExamined": st.sampled_from(["CHEST", "SIM-2"]),
     },
 )
 
 
-@pytest.mark.parametrize("profile", [None, Profile.from_mapping({"safe_private": {"SAFE": ["0019xx23"]}})])
+DAMAGES = st.lists(st.tuples(st.integers(1, 600), st.binary(min_size=1, max_size=4)), max_size=2)
+"""Bytes written over others: from what place, counted back from the header's end, and which."""
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+@pytest.mark.parametrize("profile", [None, STRICT, Profile.from_mapping({"safe_private": {"SAFE": ["0019xx23"]}})])
 def test_a_file_becomes_the_same_whatever_came_before_it(export, profile):
     uids = [{"StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid()} for _ in range(2)]
-    syntaxes = st.sampled_from([*SYNTAXES, *[ExplicitVRLittleEndian] * 4])
+    syntaxes = st.sampled_from([*[ExplicitVRLittleEndian] * 4, *SYNTAXES])
     creators = st.sampled_from(["SAFE", "SAFE", "OTHER", ""])
+    files = st.tuples(SLICE, st.sampled_from(uids), syntaxes, creators, st.booleans(), st.just([]) | DAMAGES)
+
+    def made(values, of_series, syntax, creator, has_item, damages):
+        dataset = export.dataset("CT", syntax=syntax, **of_series, **values)
+        if creator:
+            dataset.private_block(0x0019, creator, create=True).add_new(0x23, "LO", "something")
+        if has_item:
+            item = Dataset()
+            item.CodeMeaning, item.PersonName = values.get("SeriesDescription", "chest"), "Chest^X"
+            dataset.ViewCodeSequence = [item]
+        content = bytearray(saved(dataset))
+        pixels = content.rindex(b"\x7f\xe0\x00\x10" if syntax == ExplicitVRBigEndian else b"\xe0\x7f\x10\x00")
+        for place, damage in damages:
+            content[pixels - place : pixels - place + len(damage)] = damage
+        return bytes(content)
 
     def outcome(content, deidentifier):
         try:
@@ -834,15 +890,15 @@ def test_a_file_becomes_the_same_whatever_came_before_it(export, profile):
         except DeidentifyError as error:
             return error.reason
 
-    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(st.lists(st.tuples(SLICE, st.sampled_from(uids), syntaxes, creators), min_size=3, max_size=8))
-    def check(slices):
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(files, min_size=3, max_size=8), st.integers(0, 7))
+    def check(slices, explained):
         deidentifier = a_deidentifier(profile)
-        for values, of_series, syntax, creator in slices:
-            dataset = export.dataset("CT", syntax=syntax, **of_series, **values)
-            if creator:
-                dataset.private_block(0x0019, creator, create=True).add_new(0x23, "LO", "something")
-            content = saved(dataset)
+        for number, each in enumerate(slices):
+            content = made(*each)
+            if number == explained:
+                with suppress(DeidentifyError):
+                    deidentifier.explain(Memory(content))
             assert outcome(content, deidentifier) == outcome(content, a_deidentifier(profile))
 
     check()
