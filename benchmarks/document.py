@@ -1,7 +1,7 @@
 """Write what was measured into docs/scale.md and README.md.
 
 ``python -m benchmarks.document [FIGURES]``, after ``make bench`` on a machine that does nothing else. The figures are
-kept beside this file, for the model.
+kept beside this file, for the model; where one that it needs is missing, it stays as it was.
 """
 
 from __future__ import annotations
@@ -125,10 +125,15 @@ def main() -> None:
     path = parser.parse_args().figures
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     guide = put(GUIDE.read_text(encoding="utf-8"), "figures", figures_table(lines))
-    GUIDE.write_text(put(guide, "model", model_tables(read_figures(path))), encoding="utf-8")
+    try:
+        guide = put(guide, "model", model_tables(read_figures(path)))
+    except KeyError as error:
+        print(f"The model stays as it was: {error.args[0]}")
+    else:
+        if path.resolve() != MEASURED:
+            shutil.copy(path, MEASURED)
+    GUIDE.write_text(guide, encoding="utf-8")
     README.write_text(put(README.read_text(encoding="utf-8"), "ratios", ratios_table(lines)), encoding="utf-8")
-    if path.resolve() != MEASURED:
-        shutil.copy(path, MEASURED)
 
 
 if __name__ == "__main__":

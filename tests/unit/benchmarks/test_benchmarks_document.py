@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from benchmarks import document
 from benchmarks.document import GUIDE, README, figures_table, put, ratios_table
 from benchmarks.figures import Figure, Target
+from benchmarks.model import MEASURED
 
 LINES = [
     json.loads(figure.to_json(""))
@@ -59,3 +61,21 @@ def test_both_have_the_places(path, names):
 
     for name in names:
         assert put(text, name, ["x"]) != text
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_run_that_lacks_a_part_is_told_of_and_leaves_the_model_as_it_was(monkeypatch, tmp_path, is_whole):
+    guide, readme, measured, run = (tmp_path / name for name in ("guide.md", "readme.md", "measured.jsonl", "run"))
+    for path, names in ((guide, ("figures", "model")), (readme, ("ratios",))):
+        path.write_text("".join(f"<!-- {name}: -->\n\nold\n\n<!-- end of {name} -->\n" for name in names))
+    lines = MEASURED.read_text().splitlines() if is_whole else map(json.dumps, LINES)
+    run.write_text("\n".join(lines))
+    for name, path in (("GUIDE", guide), ("README", readme), ("MEASURED", measured)):
+        monkeypatch.setattr(document, name, path)
+    monkeypatch.setattr("sys.argv", ["document", str(run)])
+
+    document.main()
+
+    assert guide.read_text().count("old") == (0 if is_whole else 1)
+    assert "old" not in readme.read_text()
+    assert measured.exists() == is_whole
