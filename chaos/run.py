@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from chaos import export_faults, own_faults, receiver_faults, service_faults
+from chaos import airflow_faults, export_faults, own_faults, receiver_faults, service_faults
+from chaos.airflow_place import open_airflow_place
 from chaos.conservation import Books, Verdict, check
 from chaos.document import write_table
 from chaos.place import NotPossibleError, UnexpectedError, open_place
-from chaos.scenario import SCENARIOS, Scenario
+from chaos.scenario import SCENARIOS, Layer, Scenario
 from qure_provider.emulator.server import running_emulator
 from qure_provider.emulator.settings import EmulatorSettings
 
-MODULES = (service_faults, receiver_faults, export_faults, own_faults)
+MODULES = (service_faults, receiver_faults, export_faults, own_faults, airflow_faults)
 """The modules whose import makes the scenarios, in the order in which these are played."""
 
 ORDERED = tuple(each for module in MODULES for each in SCENARIOS.values() if each.run.__module__ == module.__name__)
@@ -82,13 +83,17 @@ def run_all(chosen: Sequence[Scenario], build: Path, *, document: Path) -> int:
         The exit code: 0 if all passed, else 1.
     """
     outcomes: list[Outcome] = []
-    with _steps(build / "steps") as play:
-        for each in chosen:
-            began = time.monotonic()
-            outcome = play(each)
-            outcomes.append(outcome)
-            _say(outcome, time.monotonic() - began)
-            write_table(document, ORDERED, {each.name: (outcome.counts, outcome.result.value)})
+    for layer, opened in _LAYERS.items():
+        scenarios = [each for each in chosen if each.layer is layer]
+        if not scenarios:
+            continue
+        with opened(build / layer.name.lower()) as play:
+            for each in scenarios:
+                began = time.monotonic()
+                outcome = play(each)
+                outcomes.append(outcome)
+                _say(outcome, time.monotonic() - began)
+                write_table(document, ORDERED, {each.name: (outcome.counts, outcome.result.value)})
     passed, failed = (sum(each.result is result for each in outcomes) for result in (Result.PASSED, Result.FAILED))
     print(f"{passed} passed, {failed} failed", flush=True)
     return 1 if failed else 0
@@ -118,6 +123,23 @@ def _steps(folder: Path) -> Iterator[Callable[[Scenario], Outcome]]:
                 return _play(scenario, play, place.books)
 
         yield run
+
+
+@contextmanager
+def _airflow(folder: Path) -> Iterator[Callable[[Scenario], Outcome]]:
+    with open_airflow_place(folder) as place:
+
+        def run(scenario: Scenario) -> Outcome:
+            place.begin()
+            return _play(scenario, lambda: scenario.run(place), place.books)
+
+        yield run
+
+
+_LAYERS: Mapping[Layer, Callable[[Path], AbstractContextManager[Callable[[Scenario], Outcome]]]] = {
+    Layer.STEPS: _steps,
+    Layer.AIRFLOW: _airflow,
+}
 
 
 def _play(scenario: Scenario, play: Callable[[], None], books: Callable[[], Books]) -> Outcome:

@@ -13,6 +13,8 @@ class Layer(StrEnum):
 
     STEPS = "steps"
     """The steps of a night in one process, with real servers on both sides."""
+    AIRFLOW = "Airflow"
+    """A whole Airflow, each component a process of its own, which can be killed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +25,13 @@ import requests
 from demo.processes import Processes
 
 USER = "admin"
+COMPONENTS: Mapping[str, Sequence[str]] = {
+    "api-server": ("--workers", "1"),
+    "scheduler": ("--skip-serve-logs",),
+    "dag-processor": (),
+    "triggerer": ("--skip-serve-logs",),
+}
+"""Name and options, the one that takes longest to start first; log servers are needed by distributed executors only."""
 
 
 class AirflowError(RuntimeError):
@@ -83,11 +90,8 @@ class AirflowStack:
         passwords.write_text(json.dumps({USER: self.password}), encoding="utf-8")
         self._migrate()
         try:
-            # The one that takes longest first; log servers are needed by distributed executors only.
-            self._component("api-server", "--workers", "1")
-            self._component("scheduler", "--skip-serve-logs")
-            self._component("dag-processor")
-            self._component("triggerer", "--skip-serve-logs")
+            for component in COMPONENTS:
+                self._begin(component)
         except BaseException:
             self.stop()
             raise
@@ -131,6 +135,17 @@ class AirflowStack:
             logs = ", ".join(str(self.logs / f"{name}.log") for name in ended)
             raise AirflowError(f"Ended by itself: {', '.join(ended)}; see {logs}")
 
+    def kill(self, component: str) -> None:
+        """Kill a component as ``kill -9`` does, and start it anew, as whatever watches over it would.
+
+        What its process had started, such as tasks, lives on as its orphan.
+
+        Args:
+            component: One of ``COMPONENTS``.
+        """
+        self.processes.kill(component)
+        self._begin(component)
+
     def stop(self) -> None:
         """End the components and everything that they started."""
         self.processes.stop()
@@ -141,8 +156,9 @@ class AirflowStack:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _component(self, name: str, *options: str) -> None:
-        self.processes.start(name, [sys.executable, "-m", "airflow", name, *options], env=self.env, cwd=self.home)
+    def _begin(self, component: str) -> None:
+        command = [sys.executable, "-m", "airflow", component, *COMPONENTS[component]]
+        self.processes.start(component, command, env=self.env, cwd=self.home)
 
     def _migrate(self) -> None:
         done = subprocess.run(

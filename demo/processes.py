@@ -48,11 +48,12 @@ class Processes:
         self.logs = logs
         self.record = record
         self._started: dict[str, tuple[subprocess.Popen[bytes], Leader]] = {}
+        self._killed: list[Leader] = []
 
     @property
     def leaders(self) -> tuple[Leader, ...]:
-        """What was started, in order."""
-        return tuple(leader for _, leader in self._started.values())
+        """What was started, in order; what was killed comes first."""
+        return (*self._killed, *(leader for _, leader in self._started.values()))
 
     def start(self, name: str, command: Sequence[str], *, env: Mapping[str, str], cwd: Path) -> Leader:
         """Start one program.
@@ -83,6 +84,13 @@ class Processes:
             save_leaders(self.record, self.leaders)
         return leader
 
+    def kill(self, name: str) -> None:
+        """End a program's first process as ``kill -9`` does; what that had started lives on until ``stop``."""
+        process, leader = self._started.pop(name)
+        self._killed.append(leader)
+        process.kill()
+        process.wait()
+
     def ended(self) -> dict[str, int]:
         """Programs that ended by themselves, with their exit codes."""
         codes = {name: process.poll() for name, (process, _) in self._started.items()}
@@ -95,6 +103,7 @@ class Processes:
             for process, _ in self._started.values():
                 process.wait()
             self._started.clear()
+            self._killed.clear()
             if self.record:
                 self.record.unlink(missing_ok=True)
 

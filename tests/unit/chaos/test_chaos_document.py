@@ -5,7 +5,7 @@ from chaos.scenario import Layer, Scenario
 
 SCENARIOS = [
     Scenario("one-thing", "A", "it breaks", "it mends", Layer.STEPS, print, {}),
-    Scenario("another", "B", "it stops", "it goes on", Layer.STEPS, print, {}),
+    Scenario("another", "B", "it stops", "it goes on", Layer.AIRFLOW, print, {}),
 ]
 PASSED, FAILED = ("lost=0 doubled=0", "passed"), ("lost=1 doubled=0", "FAILED")
 
@@ -25,7 +25,7 @@ def test_the_table_stands_between_the_marks(document):
     assert "old" not in text
     assert "1 of 2 passed." in text
     assert "| `one-thing` | it breaks | it mends | steps | lost=0 doubled=0 | passed |" in text
-    assert "| `another` | it stops | it goes on | steps | lost=1 doubled=0 | FAILED |" in text
+    assert "| `another` | it stops | it goes on | Airflow | lost=1 doubled=0 | FAILED |" in text
 
 
 def test_the_same_results_make_the_same_bytes(document):
@@ -37,7 +37,7 @@ def test_the_same_results_make_the_same_bytes(document):
 
 def test_what_was_not_played_this_time_keeps_its_result(document):
     write_table(document, SCENARIOS, {"one-thing": PASSED})
-    assert "| `another` | it stops | it goes on | steps |  | not played yet |" in document.read_text()
+    assert "| `another` | it stops | it goes on | Airflow |  | not played yet |" in document.read_text()
     write_table(document, SCENARIOS, {"another": PASSED})
     assert "2 of 2 passed." in document.read_text()
 

@@ -70,6 +70,20 @@ def test_orphans_are_ended_when_their_leader_had_died(processes):
     assert not is_running(orphan)
 
 
+def test_what_is_killed_can_be_started_again_and_its_orphans_are_ended_with_the_rest(processes):
+    killed, (own_group, _, orphan) = start_family(processes)
+    processes.kill("family")
+    assert not is_running(killed.pid)
+    assert is_running(own_group)
+    assert is_running(orphan)
+    assert processes.ended() == {}
+    again = processes.start("family", [sys.executable, "-c", FAMILY], env=os.environ, cwd=processes.logs)
+    assert processes.leaders == (killed, again)
+    processes.stop()
+    assert not any(is_running(pid) for pid in (own_group, orphan, again.pid))
+    assert processes.leaders == ()
+
+
 def test_what_ignores_sigterm_is_killed_after_the_grace(processes):
     leader, pids = start_family(processes, "stubborn")
     began = time.monotonic()
