@@ -21,6 +21,7 @@ GUIDE, README = ROOT / "docs" / "scale.md", ROOT / "README.md"
 RATIOS: Sequence[tuple[str, str, str, str]] = (
     ("Upload of a CT series, speed", "the vendor's sample", "512 KB: speed, against the vendor's sample", "MB/s"),
     ("", "`sendfile` on raw sockets, the limit", "512 KB: speed, against sendfile", "MB/s"),
+    ("Upload of a CT series de-identified, speed", "as it is", "512 KB: speed, de-identified against", "MB/s"),
     ("Upload of small images, speed", "the vendor's sample", "10 KB: speed, against the vendor's sample", "MB/s"),
     ("Scan of an export, speed", "a plain `pydicom.dcmread` loop", "against a plain pydicom.dcmread loop", "files/s"),
     ("Waiting, CPU a poll", "the http provider's deferrable `HttpSensor`", "resources: CPU a poll", "µs"),
