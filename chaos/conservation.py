@@ -103,7 +103,7 @@ class Books:
         receivers: The receivers.
         resent: How many files may have reached the service a second time, because an answer was lost.
         recomputed: How often a series may have been computed once more, because the answer to being asked was lost.
-        repeated: How many objects and messages may have come to a receiver again under the same id, because an answer
+        repeated: How many objects, messages and pages may have come to a receiver again under the same id, as an answer
             was lost or was no acceptance.
     """
 
@@ -398,8 +398,9 @@ def _people(accounts: _Accounts, verdict: Verdict) -> None:
         if row["meaning"] == "urgent" and not told[settings.short_ref(row["study_instance_uid"])]:
             verdict.silent.append(f"{_ref(row['uid'])}: urgent, and nobody was told")
     sent = Counter(settings.short_ref(_study_of(accounts, row["resource_id"])) for row in accounts.alerts)
-    for study, times in told.items():
-        if times > max(sent[study], 1):
+    told_again = {study: times for study, times in told.items() if times > max(sent[study], 1)}
+    if sum(told_again.values()) - len(told_again) > accounts.books.repeated:
+        for study, times in told_again.items():
             verdict.doubled.append(f"study {study}: people were told {times} times, the ledger has {sent[study]}")
     unresolved = [uid for uid, row in accounts.newest.items() if row["outcome"] not in RESOLVED or row["doubt"]]
     verdict.silent.extend(

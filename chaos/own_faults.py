@@ -29,6 +29,7 @@ def disk_full(place: Place) -> None:
     place.night()
     expect(place.red, "the run is green")
     grow(100_000)
+    place.a_quarter_of_an_hour_passes()
     place.redelivered()
     place.resent = 15  # what was acknowledged and could not be recorded
     place.repeated = 20  # idem
@@ -54,7 +55,7 @@ def ledger_database_gone(place: Place) -> None:
     place.meanwhile = lambda: None
     place.repeated = 20  # what was sent, and could not be recorded
     place.night()
-    place.sql("UPDATE deliveries SET lease_until = 0, due_at = 0")  # as after a quarter of an hour
+    place.a_quarter_of_an_hour_passes()
     place.redelivered()
     place.night()
     place.must_be_whole()

@@ -83,7 +83,7 @@ class Place(Hospital):
         gave_up: How many steps of the last night were given up.
         resent: How many files may come to the service again, because it lost an answer: a scenario says so.
         recomputed: How often a series may be computed once more, for the same reason.
-        repeated: How many objects and messages may come to a receiver again under the same id; idem.
+        repeated: How many objects, messages and pages may come to a receiver again under the same id; idem.
         sources: The exported files that were noted.
         pace: Arguments of collect, where the usual haste would pass over what is to be shown.
     """
@@ -260,6 +260,11 @@ class Place(Hospital):
         finally:
             process.kill()
             process.communicate()
+
+    def a_quarter_of_an_hour_passes(self) -> None:
+        """Let run out what was claimed by those who could not say any more what became of it."""
+        self.sql("UPDATE deliveries SET lease_until = 0, due_at = 0")
+        self.sql("UPDATE alerts SET claimed_until = 0")
 
     def redelivered(self, **arguments: Any) -> None:
         """Run ``qure_redeliver``, whether its time has come or not."""
