@@ -129,8 +129,13 @@ class PartsBody:
         """
         block = memoryview(bytearray(BLOCK))
         filled = 0
-        for read_into in self._readers():
-            while count := read_into(block[filled:]):
+        for piece in self._pieces():
+            if isinstance(piece, bytes) and len(piece) < BLOCK - filled:
+                block[filled : filled + len(piece)] = piece
+                filled += len(piece)
+                continue
+            source = io.BytesIO(piece) if isinstance(piece, bytes) else piece
+            while count := source.readinto(block[filled:]):
                 filled += count
                 if filled == BLOCK:
                     yield self._handed_out(block)
@@ -142,14 +147,14 @@ class PartsBody:
         self.sent += len(block)
         return block
 
-    def _readers(self) -> Iterator[Callable[[memoryview], int]]:
+    def _pieces(self) -> Iterator[bytes | _Measured]:
         end = b""
         for index, file in enumerate(self._files):
-            yield io.BytesIO(end + self._opening + self._part_headers(index) + bytes(file.header)).readinto
+            yield end + self._opening + self._part_headers(index) + bytes(file.header)
             with _opened(file) as source:
-                yield _Measured(file, source).readinto
+                yield _Measured(file, source)
             end = _END_OF_PART
-        yield io.BytesIO(end + self._closing).readinto
+        yield end + self._closing
 
 
 class MultipartBody(PartsBody):

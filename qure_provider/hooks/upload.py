@@ -222,14 +222,17 @@ class UploadRun:
         while not self._waiting:
             file = next(self._coming, None)
             size = 0 if file is None else part_size(file)
-            if file is None or self._next_size + size + CLOSING_SIZE > self._limit:
-                self._queue(self._next)
+            if self._next and (file is None or self._next_size + size + CLOSING_SIZE > self._limit):
+                self._waiting.append(tuple(self._next))
                 self._next, self._next_size = [], 0
             if file is None:
                 break
             self._files[file] = None
-            self._next.append(file)
-            self._next_size += size
+            if size + CLOSING_SIZE > self._limit:
+                self._fail_too_large(file)
+            else:
+                self._next.append(file)
+                self._next_size += size
         return bool(self._waiting)
 
     def _queue(self, files: Iterable[OutgoingFile]) -> None:
@@ -238,8 +241,11 @@ class UploadRun:
             if part_size(file) + CLOSING_SIZE <= self._limit:
                 fitting.append(file)
             else:
-                self._fail([file], QureRejectedError(f"A file is too large for a request of {self._limit} bytes."))
+                self._fail_too_large(file)
         self._waiting.extend(pack_requests(fitting, part_size, self._limit, CLOSING_SIZE))
+
+    def _fail_too_large(self, file: OutgoingFile) -> None:
+        self._fail([file], QureRejectedError(f"A file is too large for a request of {self._limit} bytes."))
 
     def _fail(self, files: Iterable[OutgoingFile], error: QureError) -> None:
         self._failed.update(dict.fromkeys(files, error))
