@@ -82,6 +82,33 @@ def two_runs_at_once(place: AirflowPlace) -> None:
         place.ends_well(run)
 
 
+@airflow_scenario(
+    "a backfill of three nights at once",
+    "each night gets its own run, its own results and its own summary",
+)
+def backfill_of_three_nights(place: AirflowPlace) -> None:
+    nights = [place.usual()[0] for _ in range(3)]
+    for run in place.backfill(nights):
+        place.ends_well(run)
+    for night in nights:
+        expect(len(list((place.store / "runs" / night).glob("*/summary.json"))) == 1, f"no summary of {night}")
+
+
+@airflow_scenario(
+    "files still arrive when the run begins",
+    "they are waited for until none came for the quiet time; the series is sent and computed once, whole",
+)
+def export_still_arrives(place: AirflowPlace) -> None:
+    night = place.next_night()
+    head = place.urgent_head()
+    run = place.start(night)
+    place.put(night, head, pause=1)
+    expect(place.states(run, "export_is_complete") == ["deferred"], "the export is not waited for")
+    place.ends_well(run)
+    (held,) = place.service.control.resources(head[0].SeriesInstanceUID)
+    expect((held.computed_images, held.revision) == (SLICES, 1), "it was not computed once, whole")
+
+
 def _in_the_middle_of_an_upload(place: AirflowPlace, seconds: float | None = None) -> str:
     """Run a usual night until the second request of the head's upload gets no answer, for so long.
 
