@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -199,7 +200,7 @@ class Deidentifier:
         new_uids = {meant: new for new, meant in trace.uids.items()}
         if not new_uids.keys() >= {sop_instance, series, study_uid}:  # one is written as a sequence
             raise DeidentifyError(Refusal.NO_UID)
-        dataset = study.rewriter.joined(pieces, trace)
+        dataset = study.rewriter.joined(pieces, trace, explain=explain)
         if not explain:
             study.alike.learn(header)  # only now: what of it is met again has been found fit to leave
             self._last = study
@@ -323,17 +324,23 @@ def _code(encoding: Encoding, value: str, meaning: str) -> bytes:
     )
 
 
-def _file_header(sop_class: str, sop_instance: str, transfer_syntax: str) -> bytes:
-    """Preamble and file meta information with nothing of the source's but what the object is."""
-    elements = (
-        (_META_VERSION, "OB", b"\0\1"),
-        (MEDIA_STORAGE_CLASS, "UI", sop_class.encode()),
-        (MEDIA_STORAGE_INSTANCE, "UI", sop_instance.encode()),
+@lru_cache(maxsize=16)
+def _around_instance(sop_class: str, transfer_syntax: str) -> tuple[bytes, bytes]:
+    """What stands before and after the SOP instance in file meta information."""
+    before = ((_META_VERSION, "OB", b"\0\1"), (MEDIA_STORAGE_CLASS, "UI", sop_class.encode()))
+    after = (
         (TRANSFER_SYNTAX, "UI", transfer_syntax.encode()),
         (_IMPLEMENTATION_CLASS, "UI", IMPLEMENTATION_CLASS_UID.encode()),
         (_IMPLEMENTATION_VERSION, "SH", IMPLEMENTATION_VERSION_NAME.encode()),
     )
-    meta = b"".join(EXPLICIT.element(*element) for element in elements)
+    written = [b"".join(EXPLICIT.element(*element) for element in part) for part in (before, after)]
+    return written[0], written[1]
+
+
+def _file_header(sop_class: str, sop_instance: str, transfer_syntax: str) -> bytes:
+    """Preamble and file meta information with nothing of the source's but what the object is."""
+    before, after = _around_instance(sop_class, transfer_syntax)
+    meta = before + EXPLICIT.element(MEDIA_STORAGE_INSTANCE, "UI", sop_instance.encode()) + after
     return _PREAMBLE + EXPLICIT.element(_META_LENGTH, "UL", len(meta).to_bytes(4, "little")) + meta
 
 

@@ -190,12 +190,13 @@ class Rewriter:
                 pieces.append((tag, self._treat(self._scope, data, element, action, trace)))
         return pieces
 
-    def joined(self, pieces: Iterable[Piece], trace: Trace) -> bytes:
+    def joined(self, pieces: Iterable[Piece], trace: Trace, *, explain: bool) -> bytes:
         """Puts the pieces of a dataset together, and those that are written anew.
 
         Args:
             pieces: What is left of all its elements, in any order.
-            trace: Takes what is written anew.
+            trace: Takes what is done on the way.
+            explain: Whether what is written anew is noted there.
 
         Returns:
             The dataset's new bytes, up to its pixel data.
@@ -203,7 +204,8 @@ class Rewriter:
         whole = [*pieces]
         for tag, (piece, action) in self._written.items():
             whole.append((tag, piece))
-            trace.note((), tag, action)
+            if explain:
+                trace.note((), tag, action)
         whole.sort()
         return b"".join([piece for _, piece in whole])
 
