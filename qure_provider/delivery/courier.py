@@ -7,7 +7,7 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
@@ -121,6 +121,7 @@ class Courier:
         even_if_not_due: bool = False,
         only_urgent: bool = False,
         lanes: int = 1,
+        tell: Callable[[], None] | None = None,
     ) -> list[Trouble]:
         """Send what is owed, to all destinations at once, for a bounded time.
 
@@ -133,6 +134,8 @@ class Courier:
             even_if_not_due: Whether to try again before the time that was set.
             only_urgent: Whether to leave the others to somebody else.
             lanes: How many send to one destination side by side.
+            tell: Called, perhaps from several threads at once, as soon as something urgent was held, given up or is in
+                doubt; the others go on meanwhile.
 
         Returns:
             What was held, given up or is in doubt.
@@ -140,13 +143,13 @@ class Courier:
         names = list(destinations)
         if not names:
             return []
-        give_up = time.monotonic() + seconds
+        began, give_up = time.time(), time.monotonic() + seconds
         with ExitStack() as stack:
             opened = [(name, destination) for name in names for destination in self._open_lanes(name, lanes, stack)]
 
             def work(lane: tuple[str, Destination]) -> list[Trouble]:
                 return self._deliver_to(
-                    *lane, run_id, give_up, even_if_not_due=even_if_not_due, only_urgent=only_urgent
+                    *lane, run_id, began, give_up, even_if_not_due=even_if_not_due, only_urgent=only_urgent, tell=tell
                 )
 
             with ThreadPoolExecutor(max_workers=8 * lanes) as pool:
@@ -300,13 +303,14 @@ class Courier:
         name: str,
         destination: Destination,
         run_id: int | None,
+        began: float,
         give_up: float,
         *,
         even_if_not_due: bool,
         only_urgent: bool,
+        tell: Callable[[], None] | None,
     ) -> list[Trouble]:
         deliveries = self._ledger.deliveries
-        began = time.time()
         troubles: list[Trouble] = []
         failures = 0
         while failures < ENOUGH and time.monotonic() < give_up:
@@ -332,6 +336,8 @@ class Courier:
                     failures = 0 if tried.got_through else failures + 1
                 if tried.state in TROUBLED_STATES:
                     troubles.append(Trouble(row, tried.state, tried.reason))
+                    if tell is not None and row.urgent:
+                        tell()
         return troubles
 
     def _deliver_one(self, destination: Destination, row: DeliveryRow) -> _Tried:

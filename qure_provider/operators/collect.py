@@ -235,7 +235,7 @@ class QureCollectBatchOperator(QureOperator):
                 if pressing:
                     failed |= self._fetch_all(work, hook, pressing, done)
                     fetched = work.ledger.rows_by_id(row.id for row, _ in pressing)
-                    self._deliver(context, work, fetched, seconds=DELIVER_SECONDS, only_urgent=True)
+                    self._deliver(context, work, fetched, seconds=BETWEEN_SECONDS, only_urgent=True)
             if len(blamed) == len(rows):
                 raise next(iter(blamed.values()))
             if denied == len(rows) > 1 and denied == sum(row.uploaded_at is not None for row in work.rows()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from airflow.sdk.definitions.callback import AsyncCallback
@@ -106,8 +107,9 @@ class QureDeliverOperator(QureOperator):
             if run is None:
                 return
             courier = Courier(Store(root), ledger, str(context["ti"].id))
-            troubles = courier.deliver(destinations_of(rules), run_id=run.id, seconds=SECONDS, lanes=LANES)
-            tell_of_troubles(ledger, self.notifiers, run_facts(context), run_id=run.id)
+            tell = partial(tell_of_troubles, ledger, self.notifiers, run_facts(context), run_id=run.id)
+            troubles = courier.deliver(destinations_of(rules), run_id=run.id, seconds=SECONDS, lanes=LANES, tell=tell)
+            tell()
             is_stuck = ledger.deliveries.is_owed(run.id)
         self.log.info("Delivered what was owed: troubles=%d", len(troubles))
         if is_over:

@@ -9,8 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from airflow.sdk.exceptions import TaskDeferred
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-from support.hl7_receiver import accept
+from pipeline_kit import Pager
+from support.hl7_receiver import accept, answer
 
+from qure_provider.delivery import courier
+from qure_provider.ledger import deliveries
+from qure_provider.operators import collect
 from qure_provider.operators.deliver import STUCK_SECONDS, QureDeliverOperator
 from qure_provider.triggers import deliver as deliver_trigger
 from qure_provider.triggers.deliver import QureOwedTrigger
@@ -104,6 +108,79 @@ class TestTwoLanes:
         with contextlib.suppress(TaskDeferred):
             hospital.collector(batch, deliver_to=["ris"], only_urgent=True).resume(hospital.context(), event)
         assert outcomes == [{None}]
+
+    def test_a_slow_receiver_of_urgent_ones_holds_no_question_for_long(self, hospital, ris, monkeypatch):
+        heads = [bleeding(hospital, f"head-{number}").SeriesInstanceUID for number in range(4)]
+        other = hospital.ct("other")[0].SeriesInstanceUID
+        batch = one_batch(hospital)
+        hospital.upload(batch)
+        hospital.compute(batch)
+        seen = [row.id for uid, row in hospital.rows().items() if uid in heads]
+        monkeypatch.setattr(collect, "BETWEEN_SECONDS", 0.1)
+        outcomes = []
+
+        def look(wire, message):
+            time.sleep(0.2)
+            outcomes.append(hospital.rows()[other].outcome)
+            accept(wire, message)
+
+        ris.actions = [look] * 5
+        event = {"wake": "urgent", "urgent": seen, "done": []}
+        with contextlib.suppress(TaskDeferred):
+            hospital.collector(batch, deliver_to=["ris"], only_urgent=True).resume(hospital.context(), event)
+        assert outcomes.count(None) == 1
+
+    def test_lanes_never_send_what_another_has_taken(self, hospital, ris, monkeypatch):
+        starts, begin = iter([0.0, 0.03]), courier.Courier._deliver_to
+
+        def begin_late(*arguments, **more):
+            time.sleep(next(starts))
+            return begin(*arguments, **more)
+
+        monkeypatch.setattr(courier.Courier, "_deliver_to", begin_late)
+        monkeypatch.setattr(courier, "AT_A_TIME", 4)
+        for number in range(6):
+            hospital.xray(f"chest-{number}")
+        hospital.process(hospital.plan())
+        hospital.enqueue(["ris"])
+        monkeypatch.setattr(deliveries, "LEASE_SECONDS", 0.05)
+
+        def slowly(wire, message):
+            time.sleep(0.1)
+            accept(wire, message)
+
+        ris.actions = [slowly] * 20
+        hospital.deliver("ris", lanes=2)
+        assert len(ris.messages) == 6
+        assert hospital.states() == {"delivered": 6}
+
+    def test_of_an_urgent_one_in_trouble_people_are_told_while_routine_ones_hang(self, hospital, ris, lane):
+        hospital.xray()
+        bleeding(hospital)
+        hospital.process(hospital.plan())
+        hospital.enqueue(["ris"])
+        released = threading.Event()
+
+        def act(wire, message):
+            if b"SIM-2" in message.raw:
+                answer("AR")(wire, message)
+            else:
+                released.wait(SECONDS)
+                accept(wire, message)
+
+        ris.actions = [act] * 2
+        task = lane(deliver_to=["ris"], notifiers=[Pager.callback("{{ alert.problem }}")])
+        with ThreadPoolExecutor() as threads:
+            routine = threads.submit(task.resume, hospital.context(), {"is_over": True})
+            until = time.monotonic() + 1.5
+            while not Pager.told and time.monotonic() < until:
+                time.sleep(0.01)
+            told, is_done = list(Pager.told), routine.done()
+            released.set()
+            routine.result(SECONDS)
+        assert [text.partition(":")[0] for _, text in told] == ["dead for ris"]
+        assert not is_done
+        assert len(Pager.told) == 1
 
     def test_a_night_delivers_everything_where_one_task_runs_after_the_other(self, hospital, ris, lane):
         hospital.xray(images=2)
