@@ -241,8 +241,16 @@ class QureResultsTrigger(BaseTrigger):
                     await watch.hear(seconds=ANSWERING_SECONDS, all_of_them=True)
                     return watch.event(wake)
                 while watch.due and watch.due[0][0] <= now and len(watch.asking) < CONCURRENCY:
-                    target = watch.targets[heapq.heappop(watch.due)[1]]
-                    watch.asking[asyncio.create_task(self._ask(client, target))] = target
+                    due, key = heapq.heappop(watch.due)
+                    if now - due > self.pace["max_poll"] and not watch.is_late:
+                        watch.is_late = True
+                        log.warning(
+                            "Results are asked for late: late_seconds=%.0f pending=%d. Raise the connection's polling "
+                            "ceiling as far as Qure agrees to it.",
+                            now - due,
+                            len(watch.due),
+                        )
+                    watch.asking[asyncio.create_task(self._ask(client, watch.targets[key]))] = watch.targets[key]
                 is_full = not watch.due or len(watch.asking) >= CONCURRENCY
                 await watch.hear(seconds=min(now + 1 if is_full else watch.due[0][0], self.deadline, now + 1) - now)
             return watch.event(Wake.ALL)
@@ -423,6 +431,7 @@ class _Watch:
         done: When each got its answer, in the order in which they did.
         settling: Ready, and about to be looked at again.
         urgent: Whose results page somebody.
+        is_late: Whether the ceiling on requests let a question wait for longer than it should.
     """
 
     targets: Mapping[int, Target]
@@ -431,6 +440,7 @@ class _Watch:
     done: dict[int, float] = field(default_factory=dict)
     settling: set[int] = field(default_factory=set)
     urgent: list[int] = field(default_factory=list)
+    is_late: bool = False
 
     def __post_init__(self) -> None:
         self.settling |= {

@@ -860,6 +860,16 @@ class TestTheTrigger:
         assert event["wake"] == "deadline"
         assert time.monotonic() - begun < 10
 
+    def test_it_says_when_the_ceiling_makes_it_ask_late(self, hospital, monkeypatch, caplog):
+        monkeypatch.setattr(trigger_module, "CONCURRENCY", 1)
+        films = hospital.xray(images=3)
+        batch = uploaded(hospital)
+        for film in films:
+            hospital.control.inject(Stall(kind=Kind.RESULTS, uid=film.SOPInstanceUID, seconds=0.5))
+        fire(self.trigger(hospital, batch))
+        (said,) = [record for record in caplog.records if "asked for late" in record.message]
+        assert "polling ceiling" in said.message
+
     def test_it_does_not_ask_for_what_it_is_told_to_leave_out_nor_for_what_is_over(self, hospital):
         films = hospital.xray(images=3)
         batch = uploaded(hospital)
