@@ -108,7 +108,8 @@ def test_a_report_with_a_pdf_of_megabytes_arrives_whole(hook_to, receiver, tmp_p
     content = b"%PDF-1.7" + bytes(4_000_000)
     (tmp_path / "report.pdf").write_bytes(content)
 
-    send(hook_to(receiver.port, include_pdf=True), study_report(pdf=tmp_path / "report.pdf"))
+    hook = hook_to(receiver.port, include_pdf=True, response_timeout=30)
+    send(hook, study_report(pdf=tmp_path / "report.pdf"))
 
     assert len(receiver.messages[0].raw) > len(content) * 4 / 3
 
