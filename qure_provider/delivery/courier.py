@@ -133,9 +133,9 @@ class Courier:
             seconds: After this time nothing more is begun.
             even_if_not_due: Whether to try again before the time that was set.
             only_urgent: Whether to leave the others to somebody else.
-            lanes: How many send to one destination side by side.
+            lanes: How many send to one destination side by side, at most; see ``Destination.lanes``.
             tell: Called, perhaps from several threads at once, as soon as something urgent was held, given up or is in
-                doubt; the others go on meanwhile.
+                doubt; the others go on meanwhile. Where it fails the caller has to do it again.
 
         Returns:
             What was held, given up or is in doubt.
@@ -156,7 +156,11 @@ class Courier:
                 return [trouble for part in pool.map(work, opened) for trouble in part]
 
     def _open_lanes(self, name: str, lanes: int, stack: ExitStack) -> Iterator[Destination]:
-        for _ in range(lanes):
+        first = self._open(name, stack)
+        if first is None:
+            return
+        yield first
+        for _ in range(min(lanes, first.lanes) - 1):
             destination = self._open(name, stack)
             if destination is None:
                 return
@@ -337,7 +341,7 @@ class Courier:
                 if tried.state in TROUBLED_STATES:
                     troubles.append(Trouble(row, tried.state, tried.reason))
                     if tell is not None and row.urgent:
-                        tell()
+                        _try_to(tell)
         return troubles
 
     def _deliver_one(self, destination: Destination, row: DeliveryRow) -> _Tried:
@@ -405,6 +409,14 @@ class _Tried:
     state: DeliveryState
     reason: str = ""
     got_through: bool | None = None
+
+
+def _try_to(tell: Callable[[], None]) -> None:
+    """Tell people; what a lane has taken must be sent even where that fails."""
+    try:
+        tell()
+    except Exception as error:
+        log.warning("People could not yet be told of an urgent delivery: error=%s", type(error).__name__)
 
 
 def _takers(rules: Sequence[Rule]) -> tuple[list[_Taker], list[str]]:

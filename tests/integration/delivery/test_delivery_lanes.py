@@ -139,6 +139,7 @@ class TestTwoLanes:
 
         monkeypatch.setattr(courier.Courier, "_deliver_to", begin_late)
         monkeypatch.setattr(courier, "AT_A_TIME", 4)
+        monkeypatch.setattr(MllpDestination, "lanes", 2)
         for number in range(6):
             hospital.xray(f"chest-{number}")
         hospital.process(hospital.plan())
@@ -181,6 +182,19 @@ class TestTwoLanes:
         assert [text.partition(":")[0] for _, text in told] == ["dead for ris"]
         assert not is_done
         assert len(Pager.told) == 1
+
+    def test_where_people_cannot_be_told_the_others_are_sent_all_the_same(self, hospital, ris):
+        for number in range(3):
+            bleeding(hospital, f"head-{number}")
+        hospital.process(hospital.plan())
+        hospital.enqueue(["ris"])
+
+        def fail():
+            raise OSError("no ledger")
+
+        ris.actions = [answer("AR"), accept, accept]
+        hospital.deliver("ris", tell=fail)
+        assert hospital.states() == {"dead": 1, "delivered": 2}
 
     def test_a_night_delivers_everything_where_one_task_runs_after_the_other(self, hospital, ris, lane):
         hospital.xray(images=2)
