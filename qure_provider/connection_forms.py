@@ -201,14 +201,7 @@ DICOM: dict[str, Any] = {
     "prove": _field(
         "Prove", "Ask afterwards whether every object is there (C-FIND), not only its status.", "boolean", False
     ),
-    "parallel_associations": _field(
-        "Parallel associations",
-        "For one result, at most. The task of a run that delivers sends four results to an archive at once.",
-        "integer",
-        2,
-        minimum=1,
-        maximum=8,
-    ),
+    "parallel_associations": _field("Parallel associations", "At once, at most.", "integer", 2, minimum=1, maximum=8),
     "max_pdu": _field("Largest PDU (bytes)", "That we take; 0 for any.", "integer", 16382, minimum=0),
     "tls": _field("TLS", "Encrypt the association.", "boolean", False),
     "verify": _field("Verify TLS", "Check the archive's certificate.", "boolean", True),

@@ -57,6 +57,7 @@ class ArchiveDestination:
 
     takes: ClassVar[ParcelKind] = ParcelKind.OBJECTS
     only_dicom: ClassVar[bool] = True
+    lanes: ClassVar[int] = 4
 
     def __init__(self, name: str, archive: Archive, store: Store) -> None:
         self._archive = archive

@@ -85,6 +85,8 @@ class Destination(Protocol):
     """Whether it takes DICOM objects alone of a result's files."""
     is_loopback: bool
     """Whether it is on this machine; what an emulator made goes nowhere else."""
+    lanes: int
+    """How many deliveries may be under way to it side by side."""
 
     def send(self, parcel: Any) -> Receipt:
         """Send a parcel.

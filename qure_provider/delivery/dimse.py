@@ -16,6 +16,8 @@ class DicomDestination(ArchiveDestination):
         name: The connection's id.
     """
 
+    lanes = 1  # its associations run side by side, as many as the connection says
+
     def __init__(self, name: str) -> None:
         self._hook = DicomHook(name)
         super().__init__(name, self._hook, self._hook.store)

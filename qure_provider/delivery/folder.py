@@ -24,6 +24,7 @@ class FolderDestination:
 
     takes = ParcelKind.OBJECTS
     only_dicom = False
+    lanes = 4
 
     def __init__(self, name: str) -> None:
         if "{night" in name:

@@ -25,6 +25,7 @@ class MllpDestination:
 
     takes = ParcelKind.REPORT
     only_dicom = False
+    lanes = 1  # interface engines take few connections of one sender, often a single one
 
     def __init__(self, name: str) -> None:
         self._hook = MllpHook(name)

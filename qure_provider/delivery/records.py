@@ -24,6 +24,7 @@ class FhirDestination:
 
     takes = ParcelKind.REPORT
     only_dicom = False
+    lanes = 4
 
     def __init__(self, name: str) -> None:
         self._hook = FhirHook(name, operator=type(self).__name__)

@@ -34,7 +34,7 @@ class DicomConnection:
         response_timeout: Seconds without a single byte, or without an answer once all is sent, after which an
             association is given up.
         max_pdu: Largest PDU that we take, in bytes; 0 for any. What we send goes by what the archive takes.
-        parallel_associations: Associations at once for what is sent by one call, at most.
+        parallel_associations: Associations at once, at most.
     """
 
     conn_id: str

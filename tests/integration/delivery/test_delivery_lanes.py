@@ -13,6 +13,7 @@ from pipeline_kit import Pager
 from support.hl7_receiver import accept, answer
 
 from qure_provider.delivery import courier
+from qure_provider.delivery.messages import MllpDestination
 from qure_provider.ledger import deliveries
 from qure_provider.operators import collect
 from qure_provider.operators.deliver import STUCK_SECONDS, QureDeliverOperator
