@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import secrets
 from collections.abc import Mapping
 from enum import StrEnum
@@ -64,7 +65,11 @@ def check_options() -> None:
     from qure_provider.get_provider_info import get_provider_info
 
     known = set(get_provider_info()["config"][SECTION]["options"])
-    given = {name.removesuffix("_cmd").removesuffix("_secret") for name in conf.getsection(SECTION) or {}}
+    prefix = f"AIRFLOW__{SECTION.upper()}__"
+    named = [name.removeprefix(prefix).lower() for name in os.environ if name.startswith(prefix)]
+    if conf.has_section(SECTION):
+        named += conf.options(SECTION)
+    given = {name.removesuffix("_cmd").removesuffix("_secret") for name in named}
     if unknown := sorted(given - known):
         raise ValueError(
             f"[{SECTION}] has no option {', '.join(map(repr, unknown))}. Its options are {', '.join(sorted(known))}."
