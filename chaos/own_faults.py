@@ -107,14 +107,19 @@ def worker_killed_in_each_step(place: Place) -> None:
 
 
 def _killed_while_stalled(place: Place, step: str, batch: Batch, fault: Stall) -> None:
-    """Kill a step's process when a request of it is under way that gets no answer."""
+    """Kill a step's process when a request of it is under way that gets no answer, and no alert is just being sent."""
     place.control.inject(fault)
     with place.in_process(step, batch) as process:
         until = time.monotonic() + 60
-        while place.control.pending_faults():
+        while place.control.pending_faults() or _is_telling(place):
             expect(process.poll() is None and time.monotonic() < until, f"{step} does not stall")
             time.sleep(0.05)
         process.kill()
+
+
+def _is_telling(place: Place) -> bool:
+    with place.ledger() as ledger:
+        return bool(ledger.unsent_alerts(row.id for row in place.rows().values()))
 
 
 def _killed_while_locked(place: Place, step: str) -> None:
