@@ -2,7 +2,8 @@
 
 The scheduler (LocalExecutor), the API server, the DAG processor and the triggerer are Airflow's own; the service is the
 emulator as a program; the archive is Orthanc where it is installed. All scenarios of this layer share them; each has
-nights and patients of its own. What is killed is started anew at once, as whatever watches over it would.
+nights and patients of its own. What is killed, or ends by itself, is started anew at once, as whatever watches over it
+would.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ class AirflowPlace:
         expect(self.state(run) == "success" and not bad, f"the run is {self.state(run)}: {bad}")
 
     def wait_for(self, is_so: Callable[[], object], otherwise: str) -> None:
-        """Wait until something is so.
+        """Wait until something is so; what of Airflow ends by itself meanwhile is started anew.
 
         Raises:
             UnexpectedError: It takes too long.
@@ -192,6 +193,7 @@ class AirflowPlace:
         while not is_so():
             if time.monotonic() > until:
                 raise UnexpectedError(otherwise)
+            self.airflow.revive()
             time.sleep(0.2)
 
     def strikes(self, fault: AnyFault) -> None:

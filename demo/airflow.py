@@ -146,6 +146,14 @@ class AirflowStack:
         self.processes.kill(component)
         self._begin(component)
 
+    def revive(self) -> None:
+        """Start anew what ended by itself, as whatever watches over it would.
+
+        Over SQLite, which locks no rows, the scheduler ends when somebody clears a task while it writes to it.
+        """
+        for component in self.processes.ended().keys() & COMPONENTS.keys():
+            self.kill(component)
+
     def stop(self) -> None:
         """End the components and everything that they started."""
         self.processes.stop()
