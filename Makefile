@@ -35,8 +35,8 @@ cluster: $(READY)  ## docker-compose.yaml without Docker: two nights, a worker a
 	$(BIN)/python -m cluster
 
 .PHONY: chaos
-chaos: $(READY)  ## everything that may go wrong, on purpose, and all counted after each; NAME=... for one scenario
-	$(BIN)/python -m chaos $(NAME)
+chaos: $(READY)  ## everything that may go wrong, on purpose, and all counted after each; NAME=... for one scenario, REMAINING=1 for what did not pass
+	$(BIN)/python -m chaos $(if $(REMAINING),--remaining) $(NAME)
 
 .PHONY: test
 test: $(READY)  ## all tests that need no system package

@@ -11,6 +11,8 @@ from pathlib import Path
 from demo.__main__ import ROOT, make_empty
 from demo.processes import signals_as_exit
 
+DOCUMENT = ROOT / "docs" / "reliability.md"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
@@ -36,12 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(listed()))
         return 0
     try:
-        chosen = choose(options.names)
+        chosen = choose(options.names, remaining_of=DOCUMENT if options.remaining else None)
     except KeyError as error:
         print(f"There is no scenario {error}; --list names them.", file=sys.stderr)
         return 2
     with signals_as_exit():
-        return run_all(chosen, build, document=ROOT / "docs" / "reliability.md")
+        return run_all(chosen, build, document=DOCUMENT)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -52,6 +54,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "SIMULATED. What came of each is written into the table in docs/reliability.md.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these scenarios")
+    parser.add_argument("--remaining", action="store_true", help="only what did not pass in the last run")
     parser.add_argument("--list", action="store_true", help="say which there are, and do nothing else")
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "chaos", help="folder for all of it")
     return parser.parse_args(arguments)

@@ -11,6 +11,7 @@ from chaos.scenario import Scenario
 BEGIN = "<!-- scenarios: written by make chaos -->"
 END = "<!-- end of scenarios -->"
 NOT_YET = ("", "not played yet")
+PASSED = "passed"
 
 Results = Mapping[str, tuple[str, str]]
 """Name of a scenario to what was counted and what it came to."""
@@ -37,6 +38,20 @@ def write_table(document: Path, scenarios: Iterable[Scenario], results: Results)
     document.write_text(f"{before}{BEGIN}\n\n{table}\n{END}{after}", encoding="utf-8")
 
 
+def not_passed(document: Path, scenarios: Iterable[Scenario]) -> list[Scenario]:
+    """Return the scenarios that the last run to play them, or to be about to, did not see pass.
+
+    Args:
+        document: The document, which has both marks.
+        scenarios: Which to look for.
+
+    Returns:
+        Those, in their order; all where the table has none.
+    """
+    results = _results(document.read_text(encoding="utf-8"))
+    return [each for each in scenarios if results.get(each.name, NOT_YET)[1] != PASSED]
+
+
 def _results(table: str) -> dict[str, tuple[str, str]]:
     rows = re.findall(r"(?m)^\| `([\w-]+)` \|.*\| ([^|]*) \| ([^|]*) \|$", table)
     return {name: (counts, result) for name, counts, result in rows}
@@ -44,7 +59,7 @@ def _results(table: str) -> dict[str, tuple[str, str]]:
 
 def _table(scenarios: list[Scenario], results: Results) -> str:
     found = [results.get(each.name, NOT_YET) for each in scenarios]
-    passed = sum(result == "passed" for _, result in found)
+    passed = sum(result == PASSED for _, result in found)
     lines = [f"{passed} of {len(scenarios)} passed.", ""]
     for group in dict.fromkeys(scenario.group for scenario in scenarios):
         lines += [f"### {group}", "", "| scenario | what goes wrong | what comes of it | layer | counted | result |"]

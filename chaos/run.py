@@ -13,7 +13,7 @@ from pathlib import Path
 from chaos import airflow_faults, export_faults, own_faults, receiver_faults, service_faults
 from chaos.airflow_place import open_airflow_place
 from chaos.conservation import Books, Verdict, check
-from chaos.document import write_table
+from chaos.document import NOT_YET, PASSED, not_passed, write_table
 from chaos.place import NotPossibleError, UnexpectedError, open_place
 from chaos.scenario import SCENARIOS, Layer, Scenario
 from qure_provider.emulator.server import running_emulator
@@ -29,7 +29,7 @@ ORDERED = tuple(each for module in MODULES for each in SCENARIOS.values() if eac
 class Result(StrEnum):
     """What a scenario came to."""
 
-    PASSED = "passed"
+    PASSED = PASSED
     FAILED = "FAILED"
     NOT_POSSIBLE = "not possible on this machine"
 
@@ -56,13 +56,18 @@ class Outcome:
         return " ".join(f"{name}={number}" for name, number in self.verdict.counts.items())
 
 
-def choose(names: Sequence[str]) -> list[Scenario]:
+def choose(names: Sequence[str], *, remaining_of: Path | None = None) -> list[Scenario]:
     """Return the scenarios of these names, in their order; all of them where there are none.
+
+    Args:
+        names: The names.
+        remaining_of: Of them, only those that did not pass according to the table of this document.
 
     Raises:
         KeyError: There is none of a name.
     """
-    return [SCENARIOS[name] for name in names] or list(ORDERED)
+    chosen = [SCENARIOS[name] for name in names] or list(ORDERED)
+    return not_passed(remaining_of, chosen) if remaining_of else chosen
 
 
 def listed() -> Iterator[str]:
@@ -83,6 +88,7 @@ def run_all(chosen: Sequence[Scenario], build: Path, *, document: Path) -> int:
         The exit code: 0 if all passed, else 1.
     """
     outcomes: list[Outcome] = []
+    write_table(document, ORDERED, {each.name: NOT_YET for each in chosen})
     for layer, opened in _LAYERS.items():
         scenarios = [each for each in chosen if each.layer is layer]
         if not scenarios:

@@ -1,6 +1,6 @@
 import pytest
 
-from chaos.document import BEGIN, END, write_table
+from chaos.document import BEGIN, END, NOT_YET, not_passed, write_table
 from chaos.scenario import Layer, Scenario
 
 SCENARIOS = [
@@ -53,3 +53,13 @@ def test_a_document_without_marks_is_left_alone(document):
     with pytest.raises(ValueError, match="marks"):
         write_table(document, SCENARIOS, {})
     assert document.read_text() == "no marks"
+
+
+def test_what_failed_was_not_reached_or_is_new_remains(document):
+    third = Scenario("third", "B", "it is late", "it is waited for", Layer.STEPS, print, {})
+    fourth = Scenario("fourth", "B", "it is gone", "it is made anew", Layer.STEPS, print, {})
+    assert not_passed(document, SCENARIOS) == SCENARIOS
+    write_table(document, [*SCENARIOS, third], {"one-thing": PASSED, "another": FAILED, "third": PASSED})
+    assert not_passed(document, [*SCENARIOS, third, fourth]) == [SCENARIOS[1], fourth]
+    write_table(document, [*SCENARIOS, third], {"third": NOT_YET})
+    assert not_passed(document, [*SCENARIOS, third]) == [SCENARIOS[1], third]
