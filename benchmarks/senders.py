@@ -63,8 +63,21 @@ def ours(job: Job) -> Send:
     return lambda: send_all(job.files)
 
 
+def identified(job: Job) -> Send:
+    """The provider's hook with every file held to what was planned, as the pipeline does it but for its ledger."""
+    from qure_provider.hooks.outgoing import FileVersion
+
+    status = [Path(str(file.path)).stat() for file in job.files]
+    planned = [
+        replace(file, version=FileVersion(each.st_size, each.st_mtime))
+        for file, each in zip(job.files, status, strict=True)
+    ]
+    send_all = _hook(job.url)
+    return lambda: send_all(planned)
+
+
 def deidentified(job: Job) -> Send:
-    """The provider's hook with every file de-identified on its way, as the pipeline does it but for its ledger."""
+    """The same with every file de-identified on its way."""
     from qure_provider.dicom.deidentify import Deidentifier
     from qure_provider.dicom.export import LocalFile
     from qure_provider.dicom.pseudonym import KEY_LENGTH, Pseudonymizer
@@ -243,6 +256,7 @@ def _count_answered(connection: socket.socket) -> int:
 
 SENDERS: Mapping[str, Callable[[Job], Send]] = {
     "ours": ours,
+    "identified": identified,
     "deidentified": deidentified,
     "sample": sample,
     "curl": curl,

@@ -224,7 +224,7 @@ class Deidentifier:
             part = study.parts[passage] = _Part(
                 _values(data, elements),
                 _identifying(study.scope, data, elements, self._profile),
-                study.rewriter.rewrite(data, elements, trace),
+                study.rewriter.in_rows(study.rewriter.rewrite(data, elements, trace)),
                 trace,
             )
         return part

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 from qure_provider.dicom.reader import plain
 from qure_provider.dicom.refusal import Refusal
 
-_SOP_CLASS, _MODALITY, _IMAGE_TYPE, _CONVERSION, _BURNED_IN = (
-    *(0x00080016, 0x00080060, 0x00080008, 0x00080064, 0x00280301),
-)
+_TELLING = (0x00280301, 0x00080016, 0x00080060, 0x00080008, 0x00080064)
+"""BurnedInAnnotation, SOPClassUID, Modality, ImageType, ConversionType."""
 _IMAGES = "1.2.840.10008.5.1.4.1.1."
 _KINDS = (
     *("3", "3.1", "6", "6.1", "6.2", "6.3"),  # ultrasound
@@ -38,18 +38,24 @@ def refusal_for(values: Mapping[int, bytes]) -> Refusal | None:
     Returns:
         Why it stays; None where nothing speaks against it.
     """
-    if plain(values.get(_BURNED_IN, b"")).upper() == "YES":
-        return Refusal.BURNED_IN
-    sop_class = plain(values.get(_SOP_CLASS, b""))
-    if not sop_class.startswith(_IMAGES):
-        return Refusal.UNKNOWN_KIND
-    if sop_class in _WITH_TEXT or plain(values.get(_MODALITY, b"")).upper() in _MODALITIES:
-        return Refusal.KIND
-    if not _SCREENS.isdisjoint(_WORD.findall(plain(values.get(_IMAGE_TYPE, b"")).upper())):
-        return Refusal.SCREEN
-    if plain(values.get(_CONVERSION, b"")).upper() not in _DIRECT:
-        return Refusal.DIGITIZED
+    if refusal := _refusal_for_kind(*map(values.get, _TELLING)):
+        return refusal
     overlays = {tag & 0xFFFF0000 for tag in values if tag >= _FIRST_OVERLAY}
     if any(group | _ROWS in values and not values.get(group | _DATA) for group in overlays):
         return Refusal.OVERLAY  # it has no data of its own, so its drawing lies in the unused bits of the pixels
     return None
+
+
+@lru_cache(maxsize=16)
+def _refusal_for_kind(*told: bytes | None) -> Refusal | None:
+    """The same for what the values of ``_TELLING`` say, which all images of a series say alike."""
+    burned_in, sop_class, modality, image_type, conversion = (plain(value or b"") for value in told)
+    if burned_in.upper() == "YES":
+        return Refusal.BURNED_IN
+    if not sop_class.startswith(_IMAGES):
+        return Refusal.UNKNOWN_KIND
+    if sop_class in _WITH_TEXT or modality.upper() in _MODALITIES:
+        return Refusal.KIND
+    if not _SCREENS.isdisjoint(_WORD.findall(image_type.upper())):
+        return Refusal.SCREEN
+    return None if conversion.upper() in _DIRECT else Refusal.DIGITIZED

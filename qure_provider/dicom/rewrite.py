@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from pydicom.datadict import keyword_for_tag
 
@@ -83,7 +85,7 @@ class Trace:
 
 
 Piece = tuple[int, bytes]
-"""An element as it is sent, after its tag."""
+"""An element as it is sent, or several in a row, after its tag or the first one's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +191,12 @@ class Rewriter:
             else:
                 pieces.append((tag, self._treat(self._scope, data, element, action, trace)))
         return pieces
+
+    def in_rows(self, pieces: Iterable[Piece]) -> list[Piece]:
+        """Puts pieces of elements that follow each other together, wherever nothing is written anew between them."""
+        written = sorted(self._written)
+        rows = [list(row) for _, row in groupby(pieces, lambda piece: bisect(written, piece[0]))]
+        return [(row[0][0], b"".join([piece for _, piece in row])) for row in rows]
 
     def joined(self, pieces: Iterable[Piece], trace: Trace, *, explain: bool) -> bytes:
         """Puts the pieces of a dataset together, and those that are written anew.

@@ -46,38 +46,16 @@ class FileVersion:
     modified: float
 
 
-@dataclass(frozen=True, slots=True)
-class SpooledHeader:
-    """A header that is on disk.
-
-    Attributes:
-        descriptor: Of the file that it is in.
-        start: Where it begins there.
-        length: In bytes.
-    """
-
-    descriptor: int
-    start: int
-    length: int
-
-    def __len__(self) -> int:
-        """Return its length in bytes."""
-        return self.length
-
-    def __bytes__(self) -> bytes:
-        """Read it."""
-        return os.pread(self.descriptor, self.length, self.start)
-
-
 class HeaderSpool:
     """Keeps headers on local disk until they are sent, so that memory does not grow with their number.
 
-    Use it in a ``with`` block, which outlasts the upload; the file has no name and is gone afterwards.
+    Use it in a ``with`` block, which outlasts the upload; the file has no name and is gone afterwards. The latest ones
+    are written down together, and most are sent before that. One thread keeps headers; any may read them.
     """
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
-        self._end = 0
+        self._latest: tuple[int, bytearray] = (0, bytearray())  # replaced at once, for those who read meanwhile
 
     def __enter__(self) -> HeaderSpool:
         return self
@@ -88,16 +66,53 @@ class HeaderSpool:
         self._file.close()
 
     def keep(self, header: bytes) -> SpooledHeader:
-        """Write a header down.
+        """Keep a header.
 
         Raises:
-            OSError: If there is no room for it.
+            OSError: If there is no room for it on disk.
         """
-        if self._file.write(header) != len(header):
-            raise OSError(errno.ENOSPC, "no room for de-identified headers in the temporary folder")
-        kept = SpooledHeader(self._file.fileno(), self._end, len(header))
-        self._end += len(header)
+        start, latest = self._latest
+        if latest and len(latest) + len(header) > _LATEST:
+            if os.pwrite(self._file.fileno(), latest, start) != len(latest):
+                raise OSError(errno.ENOSPC, "no room for de-identified headers in the temporary folder")
+            start, latest = self._latest = start + len(latest), bytearray()
+        kept = SpooledHeader(self, start + len(latest), len(header))
+        latest += header
         return kept
+
+    def read(self, start: int, length: int) -> bytes:
+        """Read what was kept, by its place."""
+        on_disk, latest = self._latest
+        if start < on_disk:
+            return os.pread(self._file.fileno(), length, start)
+        return bytes(latest[start - on_disk : start - on_disk + length])
+
+
+_LATEST = 1024 * 1024
+"""Bytes of headers that are in memory at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpooledHeader:
+    """A header that is on disk, or about to be.
+
+    Attributes:
+        spool: What keeps it.
+        start: Where it begins there.
+        length: In bytes.
+    """
+
+    spool: HeaderSpool
+    start: int
+    length: int
+
+    def __len__(self) -> int:
+        """Return its length in bytes."""
+        return self.length
+
+    def __bytes__(self) -> bytes:
+        """Read it."""
+        return self.spool.read(self.start, self.length)
 
 
 @dataclass(frozen=True, slots=True)

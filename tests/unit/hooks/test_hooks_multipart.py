@@ -1,6 +1,7 @@
 import email.policy
 import io
 import os
+from concurrent.futures import ThreadPoolExecutor
 from email.parser import BytesParser
 
 import pytest
@@ -223,13 +224,16 @@ def test_a_file_that_changes_while_it_is_sent_ends_the_request_short(tmp_path):
     assert body.sent < len(body)
 
 
-def test_a_new_header_comes_from_disk_and_what_follows_the_pixels_stays_here(tmp_path):
+@pytest.mark.parametrize("kept_after", [0, 3], ids=["from memory", "from disk"])
+def test_a_new_header_is_kept_and_what_follows_the_pixels_stays_here(tmp_path, kept_after):
     path = tmp_path / "image"
     path.write_bytes(b"old header" + b"pixels" * BLOCK + b"a signature that names somebody")
     version = FileVersion(path.stat().st_size, path.stat().st_mtime)
     with HeaderSpool() as spool:
         spool.keep(b"another's header")
         header = spool.keep(b"new header of other length")
+        for _ in range(kept_after):
+            spool.keep(bytes(BLOCK // 2))
         size = len(header) + 6 * BLOCK
         file = OutgoingFile("1.2.3", "1.2", str(path), size, header, len(b"old header"), version)
         body = MultipartBody([file, file], UploadDialect.FORM_DATA)
@@ -239,3 +243,23 @@ def test_a_new_header_comes_from_disk_and_what_follows_the_pixels_stays_here(tmp
     assert [part.get_content() for part in wrapped] == [b"new header of other length" + b"pixels" * BLOCK] * 2
     assert body.sent == len(body)
     assert b"names somebody" not in repr(file).encode()
+
+
+def test_each_of_many_headers_comes_back_while_more_are_kept():
+    with HeaderSpool() as spool, ThreadPoolExecutor(1) as reader:
+        headers = [str(number).encode() * (1 + 40 * number) for number in range(500)]
+        kept = [spool.keep(header) for header in headers[:100]]
+        reading = reader.submit(lambda: [bytes(kept[number % 100]) for number in range(20_000)])
+        kept += [spool.keep(header) for header in headers[100:]]
+        assert [bytes(each) for each in kept] == headers
+        assert reading.result() == [headers[number % 100] for number in range(20_000)]
+        assert [len(each) for each in kept] == [len(header) for header in headers]
+    assert sum(map(len, headers)) > 3 * BLOCK
+
+
+def test_no_room_for_headers_is_an_error(monkeypatch):
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, start: len(data) - 1)
+    with HeaderSpool() as spool:
+        spool.keep(bytes(BLOCK))
+        with pytest.raises(OSError, match="no room for de-identified headers"):
+            spool.keep(b"header")
