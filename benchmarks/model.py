@@ -113,7 +113,7 @@ class Site:
     cores: int
     slots: int
     uploads: int
-    batches: int = 32
+    batches: int = 16
     ceiling: float = 10.0
     line: float = 100e6
     exports: int = 1

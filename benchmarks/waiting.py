@@ -23,7 +23,7 @@ from qure_provider.store import ledger_url
 
 WAIT = 300.0
 """Simulated seconds."""
-BATCHES = 32
+BATCHES = 16
 _READY_SHARE = 0.2
 _READY_BETWEEN = (20.0, 150.0)
 _STATUS_SECONDS = 3.0
@@ -53,7 +53,7 @@ class Size:
 
 
 def measure(folder: Path, *, fast: bool) -> Iterator[Figure]:
-    """Measure it: 32 batches, of whose resources every fifth becomes ready and one of a hundred is urgent.
+    """Measure it: 16 batches, of whose resources every fifth becomes ready and one of a hundred is urgent.
 
     After half of the time the triggerer is restarted: every trigger is cancelled and made anew from its row.
 

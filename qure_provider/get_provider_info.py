@@ -217,7 +217,7 @@ _CONFIG_OPTIONS: dict[str, Any] = {
         "False",
         kind="boolean",
     ),
-    "max_batches": _option("Into how many mapped tasks a night is divided at most.", "32", kind="integer"),
+    "max_batches": _option("Into how many mapped tasks a night is divided at most.", "16", kind="integer"),
     "max_files": _option(
         "How many files an export may hold. One of more is refused whole: it is the wrong folder, as a rule.",
         "2000000",

@@ -177,7 +177,7 @@ def deidentify_conn_id() -> str:
 
 def max_batches() -> int:
     """Return into how many mapped tasks a night is divided at most."""
-    return int(conf.getint(SECTION, "max_batches", fallback=32))
+    return int(conf.getint(SECTION, "max_batches", fallback=16))
 
 
 def max_files() -> int:

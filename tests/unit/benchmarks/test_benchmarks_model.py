@@ -30,8 +30,8 @@ def test_a_big_night_takes_as_long_as_what_is_taken_most():
 
 def test_with_a_faster_line_cores_are_the_limit_and_more_of_them_help():
     night = Night(90_000, 10_000)
-    slow = simulate(night, replace(SITE, line=1e12), COSTS)
-    fast = simulate(night, replace(SITE, line=1e12, cores=16, slots=32), COSTS)
+    slow = simulate(night, replace(SITE, line=1e12, batches=32), COSTS)
+    fast = simulate(night, replace(SITE, line=1e12, cores=16, slots=32, batches=32), COSTS)
 
     assert slow.limit == "cores"
     assert fast.seconds < 0.7 * slow.seconds
@@ -40,7 +40,7 @@ def test_with_a_faster_line_cores_are_the_limit_and_more_of_them_help():
 def test_the_number_of_tasks_does_not_grow_with_the_night():
     starts = [simulate(Night(results), SITE, COSTS).starts for results in (1_000, 10_000, 100_000)]
 
-    assert max(starts) <= 3 + 32 * 4 + 2
+    assert max(starts) <= 3 + SITE.batches * 4 + 2
 
 
 def test_a_low_ceiling_asks_less_and_holds_nothing_up():
