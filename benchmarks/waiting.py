@@ -75,7 +75,7 @@ def measure(folder: Path, *, fast: bool) -> Iterator[Figure]:
         ready = _plan(plan, keys, size.factor)
         with Child("results_server", str(plan)) as server:
             url = f"http://127.0.0.1:{server.hear()}"
-            mine = _wait(server, url, store, batches, size, len(ready))
+            mine = _wait(server, url, plan, store, batches, size, len(ready))
             _check(mine, ready)
             http = _http(server, url, size, size.sensors, "404", WAIT / size.factor / 4)
             yield from _ours(mine, ready, http, size)
@@ -122,7 +122,9 @@ def _ours(
     yield Figure(f"{title}: lost in a restart of the triggerer", lost, "resources", target=Target("ours", "<=", 0))
 
 
-def _wait(server: Child, url: str, store: Path, batches: list[int], size: Size, ready: int) -> dict[str, Any]:
+def _wait(
+    server: Child, url: str, plan: Path, store: Path, batches: list[int], size: Size, ready: int
+) -> dict[str, Any]:
     seconds = WAIT / size.factor
     job = {
         "connection": {
@@ -131,6 +133,7 @@ def _wait(server: Child, url: str, store: Path, batches: list[int], size: Size, 
             "password": "SIMULATED",
             "extra": {"source": "SIMULATED", "requests_per_second": size.ceiling * size.factor},
         },
+        "plan": str(plan),
         "store": str(store),
         "batches": batches,
         "factor": size.factor,
@@ -140,7 +143,7 @@ def _wait(server: Child, url: str, store: Path, batches: list[int], size: Size, 
     with Child("pollers", "ours", json.dumps(job)) as poller:
         poller.hear()
         began = server.ask("begin")["began"]
-        said = poller.ask("wait")
+        said = poller.ask(str(began))
         return {"began": began, **said, **server.ask(str(seconds))}
 
 
@@ -154,8 +157,7 @@ def _http(server: Child, url: str, size: Size, count: int, status: str, seconds:
     }
     with Child("pollers", "http", json.dumps(job)) as poller:
         poller.hear()
-        server.ask("begin")
-        said = poller.ask("wait")
+        said = poller.ask(str(server.ask("begin")["began"]))
         return {**said, **server.ask(str(seconds))}
 
 
