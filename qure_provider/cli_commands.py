@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 import os
@@ -10,7 +11,7 @@ import time
 import uuid
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,7 @@ from qure_provider.ledger.deliveries import DeliveryRow
 from qure_provider.ledger.ledger import Ledger, ResourceRow, RunRow
 from qure_provider.nights import local_time, midnight
 from qure_provider.store import Store, ledger_url, open_path
+from qure_provider.triggers.alerts import TrialAlert, tell
 
 DELIVER_SECONDS = 300.0
 _CONTEXT = "_AIRFLOW_PROCESS_CONTEXT"
@@ -137,6 +139,35 @@ def withdraw(args: Namespace) -> None:
                 "still_owed_to": ledger.deliveries.destinations_owed(),
             }
         )
+
+
+def alert(args: Namespace) -> None:
+    """Send a test through every notifier of ``[qure] notifiers``; a person at a shell is told what went wrong."""
+    del args
+    try:
+        notifiers = [notifier.serialize() for notifier in settings.notifiers()]
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    if not notifiers:
+        raise SystemExit("[qure] notifiers names nobody, so nobody is told of urgent results: see docs/delivery.md.")
+    with _connections_of_the_database():
+        errors = [asyncio.run(_error_of(notifier)) for notifier in notifiers]
+    _print(
+        [
+            {"notifier": each["path"], "sent": not error, "error": error}
+            for each, error in zip(notifiers, errors, strict=True)
+        ]
+    )
+    if any(errors):
+        raise SystemExit(1)
+
+
+async def _error_of(notifier: Mapping[str, Any]) -> str:
+    try:
+        await tell(notifier, TrialAlert())
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 @contextmanager

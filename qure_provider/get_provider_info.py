@@ -191,8 +191,9 @@ _CONFIG_OPTIONS: dict[str, Any] = {
         "nobody is told.",
         "",
         sensitive=True,
-        example='[{"path": "airflow.providers.smtp.notifications.smtp.SmtpNotifier", "kwargs": {"to": '
-        '"duty@hospital.example", "subject": "AI result", "html_content": "{{ alert.text }}"}}]',
+        example='[{"path": "airflow.providers.smtp.notifications.smtp.SmtpNotifier", "kwargs": '
+        '{"from_email": "airflow@hospital.example", "to": "duty@hospital.example", "subject": "AI result", '
+        '"html_content": "{{ alert.text }}"}}]',
     ),
     "page_on": _option(
         "The triage meanings that people are told of, separated by commas: urgent, abnormal, unknown, no finding of "
@@ -217,7 +218,12 @@ _CONFIG_OPTIONS: dict[str, Any] = {
         "False",
         kind="boolean",
     ),
-    "max_batches": _option("Into how many mapped tasks a night is divided at most.", "16", kind="integer"),
+    "max_batches": _option(
+        "Into how many batches a night's own series are divided at most, 2 or more; each is two mapped tasks, three "
+        "for CT. What earlier nights still owe comes on top, one batch for each route and export.",
+        "16",
+        kind="integer",
+    ),
     "max_files": _option(
         "How many files an export may hold. One of more is refused whole: it is the wrong folder, as a rule.",
         "2000000",

@@ -30,6 +30,7 @@ class EmulatorControl:
         self._root = f"{base_url.rstrip('/')}/_emulator"
         self._session = requests.Session()
         self._session.trust_env = False
+        self._session.headers["Connection"] = "close"  # one that is kept may just be closed by the other side
         self._session.verify = verify
 
     def __enter__(self) -> EmulatorControl:

@@ -151,6 +151,24 @@ class Alert:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class TrialAlert(Alert):
+    """An alert about nothing, by which the way to its readers is tried."""
+
+    study_ref: str = "TEST"
+    product: str = "TEST"
+    meaning: str = "TEST"
+    triage: str = "TEST"
+
+    @property
+    def text(self) -> str:
+        """What nobody can take for a result."""
+        return (
+            "TEST, of no patient and no study: an alert about an urgent AI result would reach you this way. There is "
+            "nothing to be read."
+        )
+
+
 def check_paging(
     notifiers: Sequence[AsyncCallback], page_on: Sequence[str] = (), page_findings: Sequence[str] = ()
 ) -> None:
@@ -261,18 +279,31 @@ async def send(notifier: Mapping[str, Any], alert: Alert, entry: Entry | None = 
 
 async def _try(notifier: Mapping[str, Any], alert: Alert) -> str:
     """Try once; return the class of the exception that it ended with, or an empty text."""
-    context = alert.as_context()
     try:
-        make = import_string(notifier["path"])
-        instance = make(**copy.deepcopy(dict(notifier["kwargs"])), context=context)
-        async with asyncio.timeout(TRY_SECONDS):
-            if getattr(type(instance), "async_notify", None) is BaseNotifier.async_notify:
-                await asyncio.to_thread(_notify, instance, context)
-            else:
-                await instance
+        await tell(notifier, alert)
     except Exception as problem:
         return type(problem).__name__
     return ""
+
+
+async def tell(notifier: Mapping[str, Any], alert: Alert) -> None:
+    """Send one alert through one notifier, once.
+
+    Args:
+        notifier: As ``send`` takes it.
+        alert: What to say.
+
+    Raises:
+        Exception: What the notifier raises, or ``TimeoutError``. Its text may be secret.
+    """
+    context = alert.as_context()
+    make = import_string(notifier["path"])
+    instance = make(**copy.deepcopy(dict(notifier["kwargs"])), context=context)
+    async with asyncio.timeout(TRY_SECONDS):
+        if getattr(type(instance), "async_notify", None) is BaseNotifier.async_notify:
+            await asyncio.to_thread(_notify, instance, context)
+        else:
+            await instance
 
 
 def _notify(notifier: BaseNotifier, context: Any) -> None:

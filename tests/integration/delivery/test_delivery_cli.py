@@ -8,6 +8,7 @@ import pytest
 from airflow.cli.cli_config import ActionCommand
 from airflow.cli.cli_parser import get_parser
 from delivery_kit import mllp_connection
+from pipeline_kit import Pager
 from support import hl7_receiver as receivers
 
 from qure_provider import cli, settings
@@ -341,3 +342,51 @@ class TestTakingBack:
         withdraw(qure, "--study", night.head)
         assert {line[11] for line in ris.messages[-1].all("OBX")} == {"W"}
         assert night.head in ris.messages[-1].raw.decode()
+
+
+class TestTryingTheAlerts:
+    """``airflow qure alert``: whether people would be told, before something urgent comes."""
+
+    @pytest.fixture
+    def alert(self, monkeypatch, capsys):
+        Pager.reset()
+        (group,) = cli.get_qure_cli_commands()
+        (command,) = [command for command in group.subcommands if command.name == "alert"]
+
+        def run(*notifiers):
+            monkeypatch.setenv("AIRFLOW__QURE__NOTIFIERS", json.dumps(notifiers))
+            capsys.readouterr()
+            try:
+                command.func(parser_of(command).parse_args([]))
+            except SystemExit as exit_:
+                return exit_.code, capsys.readouterr().out
+            return 0, capsys.readouterr().out
+
+        yield run
+        Pager.reset()
+
+    PAGER = {"path": "pipeline_kit.Pager", "kwargs": {"message": "{{ alert.study_ref }}: {{ alert.text }}"}}
+
+    def test_each_notifier_sends_one_that_nobody_can_take_for_a_result(self, alert):
+        code, printed = alert(self.PAGER, {**self.PAGER, "kwargs": {"message": "{{ alert.text }}"}})
+        assert code == 0
+        assert [each["sent"] for each in json.loads(printed)] == [True, True]
+        (_, first), (_, second) = Pager.told
+        assert first == f"TEST: {second}"
+        assert second.startswith("TEST, of no patient and no study")
+
+    def test_one_that_fails_says_why_and_keeps_no_other_from_being_tried(self, alert):
+        mail = "airflow.providers.smtp.notifications.smtp.SmtpNotifier"
+        without_sender = {"path": mail, "kwargs": {"to": "duty@hospital.example", "smtp_conn_id": "nowhere"}}
+        Pager.problems[:] = [ConnectionError("the pager's line is down")]
+        code, printed = alert(without_sender, self.PAGER, self.PAGER)
+        assert code == 1
+        failed, broken, sent = json.loads(printed)
+        assert (failed["sent"], failed["error"]) == (False, "AirflowException: SMTP connection is not found.")
+        assert broken["error"] == "ConnectionError: the pager's line is down"
+        assert sent == {"notifier": "pipeline_kit.Pager", "sent": True, "error": ""}
+        assert len(Pager.told) == 1
+
+    def test_nobody_or_nobody_that_can_be_made_is_said(self, alert):
+        assert "names nobody" in alert()[0]
+        assert "no notifier that can be imported" in alert({"path": "no.such.Notifier", "kwargs": {}})[0]

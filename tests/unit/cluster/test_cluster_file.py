@@ -104,7 +104,8 @@ def test_the_sizing_guide_names_the_defaults_as_they_are():
     guide = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     told = dict(re.findall(r"`([A-Z_]+)` \((\d+)\)", guide))
     slots = {"UPLOAD_SLOTS", "COLLECT_SLOTS", "DELIVER_SLOTS"}
-    assert {"WORKER_CONCURRENCY", "MAX_ACTIVE_TASKS"} | slots == set(told)
+    others = {"WORKER_CONCURRENCY", "MAX_ACTIVE_TASKS", "QURE_REQUESTS_PER_SECOND", "QURE_MAX_BATCHES"}
+    assert others | slots == set(told)
     assert told.items() <= dict(re.findall(r"\$\{(\w+):-([^}]*)\}", TEXT)).items()
     redeliver = 1
     assert sum(int(told[name]) for name in slots) + redeliver < 2 * int(told["WORKER_CONCURRENCY"])
@@ -132,6 +133,8 @@ class TestThePartsFitEachOther:
             "source": variables["QURE_SOURCE"],
             "triggerers": len([name for name in project.services if name.startswith("triggerer")]),
             "allow_plain_http": False,
+            "requests_per_second": 10,
+            "parallel_uploads": 4,
             "max_request_bytes": int(variables["QURE_MAX_REQUEST_BYTES"]),
         }
 
