@@ -27,6 +27,8 @@ from qure_provider.reports.study_report import StudyReport, worst
 from qure_provider.store import Store
 
 PDF_KINDS = ("report_pdf", "pdf")
+LACKING = "an image was sent again and has no newer result: a report without it could replace one that had it"
+NO_FILES = "the result has no file that the rule sends and the destination takes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,8 @@ class Assembler:
             raise HeldError(
                 "images of the study were sent with different patient data or accession numbers; export all of it again"
             )
+        if delivery.kind is ParcelKind.REPORT and not delivery.urgent and lacks_newer(of_study):
+            raise HeldError(LACKING)
         if self._ledger.deliveries.withdrawn_resources(delivery.study_instance_uid) & {*delivery.resource_ids}:
             raise HeldError("a result in it was withdrawn; only a newer one can go out")
         return rows
@@ -141,13 +145,14 @@ class Assembler:
             for receipt in self._ledger.deliveries.earlier_receipts(delivery)
             if receipt.get("folder", folder) == folder  # each revision of the images has a folder with all of it
         )
-        wanted = [
+        taken = [
             (asset, path)
             for asset, path in checked.files
-            if (not delivery.sends or asset.kind in delivery.sends)
-            and (not only_dicom or _is_dicom(asset))
-            and asset.sha256 not in arrived
+            if (not delivery.sends or asset.kind in delivery.sends) and (not only_dicom or _is_dicom(asset))
         ]
+        if not taken:
+            raise HeldError(held_back(checked.result, delivery.sends, only_dicom=only_dicom) or NO_FILES)
+        wanted = [(asset, path) for asset, path in taken if asset.sha256 not in arrived]
         completed = self._complete(row, wanted)
         self._check_uids(delivery, wanted, completed)
         return ObjectsParcel(
@@ -267,6 +272,32 @@ def stored_result(store: Store, row: ResourceRow) -> Result:
     if not row.store_path:
         raise NotReadyError(NOT_READY)
     return Result.from_json(store.read_json(f"{row.store_path}/result.json"))
+
+
+def lacks_newer(of_study: Iterable[ResourceRow]) -> bool:
+    """Return whether an image of a study was sent again and has neither a newer result nor another final answer."""
+    return any(
+        row.revision > 1 and not (row.outcome is Outcome.READY and row.store_path) and not row.is_resolved
+        for row in of_study
+    )
+
+
+def held_back(result: Result, sends: Sequence[str], *, only_dicom: bool) -> str:
+    """Return why files of a result, which would be sent, are not handed on; empty where there are none of these.
+
+    Args:
+        result: The result.
+        sends: Which kinds are sent; empty for all.
+        only_dicom: Whether the destination takes DICOM objects alone.
+    """
+    reasons = {
+        file.reason
+        for file in result.held
+        if file.kind not in NEVER_ONWARD
+        and (not sends or file.kind in sends)
+        and (not only_dicom or file.name.endswith(".dcm"))
+    }
+    return "; ".join(sorted(reasons))
 
 
 def lacking(of_study: Iterable[ResourceRow], reported: Sequence[ResourceRow], product: str) -> list[ResourceRow]:

@@ -8,14 +8,24 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from concurrent.futures import Future, wait
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from qure_provider import settings
 from qure_provider.api.model import Meaning, Outcome
-from qure_provider.delivery.assemble import Assembler, lacking, ready_result
+from qure_provider.background import in_background
+from qure_provider.delivery.assemble import (
+    LACKING,
+    NO_FILES,
+    Assembler,
+    held_back,
+    lacking,
+    lacks_newer,
+    ready_result,
+)
 from qure_provider.delivery.destination import (
     Arrival,
     Destination,
@@ -33,6 +43,7 @@ from qure_provider.hooks.receiver import (
     ReceiverSettingsError,
 )
 from qure_provider.ledger.deliveries import (
+    LEASE_SECONDS,
     TROUBLED_STATES,
     DeliveryRow,
     DeliveryState,
@@ -50,13 +61,14 @@ from qure_provider.triggers.alerts import Paging
 log = logging.getLogger(__name__)
 
 UNWANTED = "no rule sends it there"
-NO_FILES = "the result has no file that the rule sends and the destination takes"
 NOTHING_NEW = "all of it had arrived with an earlier revision"
-LACKING = "an image was sent again and has no newer result: a report without it could replace one that had it"
 ENOUGH = 3
 """After so many deliveries in a row that did not get through, a destination is left alone until a later call."""
 AT_A_TIME = 8
 """How many deliveries are taken at once: what is urgent of the same study waits for them."""
+PATIENCE_SECONDS = 7200.0
+"""How long one that was begun is waited for: a slow archive takes a big result, a share that hangs stops no task."""
+_RENEW_SECONDS = LEASE_SECONDS / 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +101,7 @@ class Courier:
         self._ledger = ledger
         self._owner = owner
         self._paging = paging or Paging()
+        self._under_way: dict[int, DeliveryRow] = {}
 
     def enqueue(
         self, run_id: int, rows: Sequence[ResourceRow], rules: Sequence[Rule], *, is_final: bool = False
@@ -121,11 +134,13 @@ class Courier:
         even_if_not_due: bool = False,
         only_urgent: bool = False,
         lanes: int = 1,
+        patience: float = PATIENCE_SECONDS,
         tell: Callable[[], None] | None = None,
     ) -> list[Trouble]:
         """Send what is owed, to all destinations at once, for a bounded time.
 
-        Nothing is tried twice in one call. A destination that does not answer is left alone until a later one.
+        Nothing is tried twice in one call. A destination that does not answer is left alone until a later one. What
+        still hangs in the end is left to itself: nobody knows whether it arrived, once its lease has run out.
 
         Args:
             destinations: Where to.
@@ -134,6 +149,7 @@ class Courier:
             even_if_not_due: Whether to try again before the time that was set.
             only_urgent: Whether to leave the others to somebody else.
             lanes: How many send to one destination side by side, at most; see ``Destination.lanes``.
+            patience: For how many seconds more what was begun by then is waited for.
             tell: Called, perhaps from several threads at once, as soon as something urgent was held, given up or is in
                 doubt; the others go on meanwhile. Where it fails the caller has to do it again.
 
@@ -144,32 +160,52 @@ class Courier:
         if not names:
             return []
         began, give_up = time.time(), time.monotonic() + seconds
-        with ExitStack() as stack:
-            opened = [(name, destination) for name in names for destination in self._open_lanes(name, lanes, stack)]
 
-            def work(lane: tuple[str, Destination]) -> list[Trouble]:
+        def work(name: str, destination: Destination) -> list[Trouble]:
+            with closing(destination):
                 return self._deliver_to(
-                    *lane, run_id, began, give_up, even_if_not_due=even_if_not_due, only_urgent=only_urgent, tell=tell
+                    name,
+                    destination,
+                    run_id,
+                    began,
+                    give_up,
+                    even_if_not_due=even_if_not_due,
+                    only_urgent=only_urgent,
+                    tell=tell,
                 )
 
-            with ThreadPoolExecutor(max_workers=8 * lanes) as pool:
-                return [trouble for part in pool.map(work, opened) for trouble in part]
+        opened = [(name, destination) for name in names for destination in self._open_lanes(name, lanes)]
+        begun = [in_background(partial(work, *lane), "qure-deliver") for lane in opened]
+        done = self._wait_for(begun, give_up + patience)
+        if hanging := [name for (name, _), future in zip(opened, begun, strict=True) if future not in done]:
+            log.error("Deliveries hang and are left to themselves: destinations=%s", " ".join(hanging))
+        return [trouble for future in begun if future in done for trouble in future.result()]
 
-    def _open_lanes(self, name: str, lanes: int, stack: ExitStack) -> Iterator[Destination]:
-        first = self._open(name, stack)
+    def _wait_for(self, begun: Sequence[Future[list[Trouble]]], until: float) -> set[Future[list[Trouble]]]:
+        """Wait for lanes, and keep the leases of what they send; returns those that came to an end."""
+        while True:
+            left = until - time.monotonic()
+            done, going = wait(begun, timeout=max(0.0, min(left, _RENEW_SECONDS)))
+            if not going or left <= 0:
+                return done
+            for row in [*self._under_way.values()]:
+                self._ledger.deliveries.renew(row)
+
+    def _open_lanes(self, name: str, lanes: int) -> Iterator[Destination]:
+        first = self._open(name)
         if first is None:
             return
         yield first
         for _ in range(min(lanes, first.lanes) - 1):
-            destination = self._open(name, stack)
+            destination = self._open(name)
             if destination is None:
                 return
             yield destination
 
-    def _open(self, name: str, stack: ExitStack) -> Destination | None:
+    def _open(self, name: str) -> Destination | None:
         """Open a destination and look its connection up, which threads of ``dag.test()`` cannot do at once."""
         try:
-            destination = stack.enter_context(closing(open_destination(name)))
+            destination = open_destination(name)
         except ReceiverSettingsError as error:
             self._ledger.deliveries.note(name, str(error))
             log.warning("A destination cannot be used: destination=%s error=%s", name, error)
@@ -277,7 +313,7 @@ class Courier:
         rows = self._ledger.rows_of_study(study)
         ready = [row for row in rows if row.outcome is Outcome.READY and row.store_path]
         is_whole = is_final or all(row.is_over or row.outcome is Outcome.NOT_UPLOADED for row in rows)
-        lacks = any(row.revision > 1 and row not in ready and not row.is_resolved for row in rows)
+        lacks = lacks_newer(rows)
         for product in dict.fromkeys(row.usecase or "" for row in ready):
             group = [row for row in ready if (row.usecase or "") == product]
             results = [ready_result(self._store, row) for row in group]
@@ -335,7 +371,11 @@ class Courier:
                     break
                 if not deliveries.renew(row):
                     continue
-                tried = self._deliver_one(destination, row)
+                self._under_way[row.id] = row
+                try:
+                    tried = self._deliver_one(destination, row)
+                finally:
+                    del self._under_way[row.id]
                 if tried.got_through is not None:
                     failures = 0 if tried.got_through else failures + 1
                 if tried.state in TROUBLED_STATES:
@@ -454,9 +494,11 @@ def _wanted(rules: Sequence[Rule], case: Case, destination: str, doubt: str) -> 
 
 
 def _with_files(taker: _Taker, wanted: Wanted, result: Result) -> Wanted:
-    """Return the same, unless there is no file to send."""
+    """Return the same, unless there is no file to send: then nothing is wanted, or what would be sent is held back."""
     if wanted.state is DeliveryState.NOT_WANTED or any(taker.takes(asset, wanted.sends) for asset in result.assets):
         return wanted
+    if reason := held_back(result, wanted.sends, only_dicom=taker.only_dicom):
+        return Wanted(taker.name, wanted.sends, DeliveryState.HELD, reason)
     return Wanted(taker.name, state=DeliveryState.NOT_WANTED, reason=NO_FILES)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from qure_provider.api.errors import QureError, QureRejectedError, QureSettingsError, QureTransientError
 from qure_provider.api.model import UploadAnswer
+from qure_provider.background import in_background
 from qure_provider.dicom.pack import pack_requests
 from qure_provider.hooks.accounting import SeriesCount, take_account
 from qure_provider.hooks.multipart import CLOSING_SIZE, OutgoingFileError, part_size
@@ -193,17 +194,7 @@ class UploadRun:
         return {uid: known.counted for uid, known in self._series.items() if known.counted}
 
     def _begin(self, request: tuple[OutgoingFile, ...]) -> Future[UploadAnswer]:
-        future: Future[UploadAnswer] = Future()
-
-        def send() -> None:
-            try:
-                future.set_result(self._send(request, self._stop))
-            except BaseException as error:
-                future.set_exception(error)
-
-        # A daemon, so that a request which hangs does not keep a process alive that has been told to end.
-        threading.Thread(target=send, name="qure-upload", daemon=True).start()
-        return future
+        return in_background(lambda: self._send(request, self._stop), "qure-upload")
 
     @property
     def _ends(self) -> bool:

@@ -22,10 +22,11 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    union,
     update,
 )
 
-from qure_provider.ledger.schema import deliveries, events, parcels
+from qure_provider.ledger.schema import deliveries, events, parcels, planned, resources, studies
 
 LEASE_SECONDS = 900.0
 MAX_TRIES = 168
@@ -165,7 +166,7 @@ class Deliveries:
 
         A new revision supersedes what is still unsent of the older ones, destination by destination. What no rule
         wanted at first is owed as soon as one does; what was held, or had no ready result, waits again where nothing
-        speaks against it now, to be checked once more when it is sent.
+        speaks against it now, to be checked once more when it is sent. What turns out to be urgent stays so.
 
         Returns:
             The parcel's revision.
@@ -234,6 +235,7 @@ class Deliveries:
                 .where(deliveries.c.id.in_([row.id for row in taken.values()]))
                 .values(
                     state=DeliveryState.SENDING.value,
+                    may_have_arrived=_MAY_HAVE_ARRIVED,
                     tries=deliveries.c.tries + 1,
                     sending_at=now,
                     lease_owner=owner,
@@ -286,8 +288,9 @@ class Deliveries:
             return DeliveryState.DEAD
         wait = min(_FIRST_WAIT_SECONDS * 2 ** min(tries - 1, 10), _LONGEST_WAIT_SECONDS) * random.uniform(0.8, 1.2)  # noqa: S311
         state = DeliveryState.IN_DOUBT if in_doubt or delivery.was_in_doubt else DeliveryState.WAITING
+        doubt = {"may_have_arrived": True} if in_doubt else {}
         with self._engine.begin() as connection:
-            _settle(connection, delivery, state=state, reason=reason, due_at=time.time() + wait)
+            _settle(connection, delivery, state=state, reason=reason, due_at=time.time() + wait, **doubt)
         return state
 
     def put_back(self, taken: Iterable[DeliveryRow]) -> None:
@@ -359,8 +362,8 @@ class Deliveries:
             return connection.scalar(query) is not None
 
     def of_run(self, run_id: int) -> list[DeliveryRow]:
-        """Return all deliveries of a run."""
-        return self._select(deliveries.c.run_id == run_id)
+        """Return all deliveries of a run, and what other runs still owe of its studies."""
+        return self._select(_is_of_run(run_id))
 
     def of_study(self, study_instance_uid: str) -> list[DeliveryRow]:
         """Return all deliveries of a study."""
@@ -394,7 +397,7 @@ class Deliveries:
         """Return, for each destination, how many deliveries of a run are in which state."""
         query = (
             select(deliveries.c.destination, deliveries.c.state, func.count())
-            .where(deliveries.c.run_id == run_id)
+            .where(_is_of_run(run_id))
             .group_by(deliveries.c.destination, deliveries.c.state)
         )
         counted: dict[str, dict[str, int]] = {}
@@ -409,11 +412,11 @@ class Deliveries:
         """Return deliveries of urgent results, and of withdrawals, that somebody should know of.
 
         Args:
-            run_id: Only of this run; None for all.
+            run_id: Only of this run and of its studies; None for all.
             states: Which states those are.
         """
         condition = and_(parcels.c.urgent, deliveries.c.state.in_([state.value for state in states]))
-        return self._select(condition if run_id is None else and_(condition, deliveries.c.run_id == run_id))
+        return self._select(condition if run_id is None else and_(condition, _is_of_run(run_id)))
 
     def not_withdrawn(self, *, since: float = 0.0, study_instance_uid: str = "") -> list[DeliveryRow]:
         """Return what was, may have been or still would be delivered, and is not taken back.
@@ -422,9 +425,10 @@ class Deliveries:
             since: Of what was delivered only that since this time, seconds since the epoch.
             study_instance_uid: Only of this study.
         """
-        ended = [DeliveryState.SUPERSEDED.value, DeliveryState.NOT_WANTED.value]
+        is_superseded = deliveries.c.state == DeliveryState.SUPERSEDED.value
         condition = and_(
-            deliveries.c.state.not_in(ended),
+            deliveries.c.state != DeliveryState.NOT_WANTED.value,
+            or_(~is_superseded, deliveries.c.may_have_arrived),
             or_(deliveries.c.delivered_at.is_(None), deliveries.c.delivered_at >= since),
             parcels.c.kind != ParcelKind.WITHDRAWAL.value,
         )
@@ -459,12 +463,13 @@ class Deliveries:
             by: Who takes it back.
             why: Why.
         """
-        groups: dict[tuple[str, str], list[DeliveryRow]] = {}
-        for row in taken_back:
-            groups.setdefault((row.subject, row.destination), []).append(row)
+        ids = [row.id for row in taken_back]
         with self._alone() as connection:
+            groups: dict[tuple[str, str], list[DeliveryRow]] = {}
+            for row in _found(connection, deliveries.c.id.in_(ids)):  # some may have been sent since they were read
+                groups.setdefault((row.subject, row.destination), []).append(row)
             for (subject, destination), rows in groups.items():
-                reached = [row for row in rows if row.state in _REACHED]
+                reached = [row for row in rows if row.state in _REACHED or row.was_in_doubt]
                 if reached:
                     newest = max(reached, key=lambda row: row.revision)
                     parcel = NewParcel(
@@ -534,15 +539,9 @@ class Deliveries:
         with self._engine.begin() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
-    def _select(self, condition: Any) -> list[DeliveryRow]:
-        query = (
-            select(deliveries, *_PARCEL_COLUMNS)
-            .join(parcels, parcels.c.id == deliveries.c.parcel_id)
-            .where(condition)
-            .order_by(deliveries.c.id)
-        )
+    def _select(self, condition: ColumnElement[bool]) -> list[DeliveryRow]:
         with self._engine.begin() as connection:
-            return [_row(row) for row in connection.execute(query).mappings()]
+            return _found(connection, condition)
 
     @contextmanager
     def _alone(self) -> Iterator[Connection]:
@@ -567,6 +566,41 @@ _PARCEL_COLUMNS = (
 
 
 _FORMER, _FORMER_PARCEL = deliveries.alias(), parcels.alias()
+_MAY_HAVE_ARRIVED = or_(
+    deliveries.c.may_have_arrived,
+    deliveries.c.state.in_([DeliveryState.SENDING.value, DeliveryState.IN_DOUBT.value, DeliveryState.DEAD.value]),
+)
+"""What to remember of a delivery that leaves its state."""
+
+
+def _found(connection: Connection, condition: ColumnElement[bool]) -> list[DeliveryRow]:
+    query = (
+        select(deliveries, *_PARCEL_COLUMNS)
+        .join(parcels, parcels.c.id == deliveries.c.parcel_id)
+        .where(condition)
+        .order_by(deliveries.c.id)
+    )
+    return [_row(row) for row in connection.execute(query).mappings()]
+
+
+def _is_of_run(run_id: int) -> ColumnElement[bool]:
+    """Whether a run owes it, or it is of the run's studies and has not arrived, whoever owes it."""
+    of_studies = (
+        select(studies.c.study_instance_uid)
+        .join(resources, resources.c.study_id == studies.c.id)
+        .join(planned, planned.c.resource_id == resources.c.id)
+        .where(planned.c.run_id == run_id)
+    )
+    owed = (
+        select(_FORMER.c.id)
+        .join(_FORMER_PARCEL, _FORMER_PARCEL.c.id == _FORMER.c.parcel_id)
+        .where(
+            _FORMER.c.state.in_([*(state.value for state in OPEN_STATES), DeliveryState.DEAD.value]),
+            _FORMER_PARCEL.c.study_instance_uid.in_(of_studies),
+        )
+    )
+    own = select(_FORMER.c.id).where(_FORMER.c.run_id == run_id)
+    return deliveries.c.id.in_(union(own, owed))
 
 
 def _is_abandoned(now: float) -> ColumnElement[bool]:
@@ -608,6 +642,8 @@ def _enqueue(connection: Connection, run_id: int | None, parcel: NewParcel, want
     newest = _newest(connection, parcel)
     if newest is not None and newest["digest"] == parcel.digest:
         parcel_id, revision = newest["id"], newest["revision"]
+        if parcel.urgent:
+            connection.execute(update(parcels).where(parcels.c.id == parcel_id).values(urgent=True))
     else:
         revision = 1 if newest is None else newest["revision"] + 1
         parcel_id = _insert_parcel(connection, parcel, revision, now)
@@ -757,7 +793,7 @@ def _set(connection: Connection, ids: Sequence[int], *, state: DeliveryState, **
     connection.execute(
         update(deliveries)
         .where(deliveries.c.id.in_(ids))
-        .values(state=state.value, lease_owner="", lease_until=0.0, **values)
+        .values(state=state.value, may_have_arrived=_MAY_HAVE_ARRIVED, lease_owner="", lease_until=0.0, **values)
     )
 
 
@@ -787,7 +823,7 @@ def _row(row: RowMapping, owner: str | None = None) -> DeliveryRow:
         reason=row["reason"],
         tries=row["tries"],
         receipt=row["receipt"],
-        was_in_doubt=state in {DeliveryState.IN_DOUBT, DeliveryState.SENDING},
+        was_in_doubt=bool(row["may_have_arrived"]) or state in {DeliveryState.IN_DOUBT, DeliveryState.SENDING},
         owner=row["lease_owner"] if owner is None else owner,
         made_at=row["made_at"],
         delivered_at=row["delivered_at"],

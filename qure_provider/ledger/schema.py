@@ -15,6 +15,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 metadata = MetaData(
@@ -210,11 +211,12 @@ deliveries = Table(
     Column("created_at", Float, nullable=False),
     Column("sending_at", Float),
     Column("delivered_at", Float),
+    Column("may_have_arrived", Boolean, nullable=False, default=False, server_default=false()),
     UniqueConstraint("parcel_id", "destination"),
     Index(None, "state", "due_at"),
     Index(None, "run_id"),
 )
-"""One parcel on its way to one destination."""
+"""One parcel on its way to one destination; ``may_have_arrived``: by a try that was in doubt, whatever followed it."""
 
 events = Table(
     "events",

@@ -7,7 +7,7 @@ from delivery_kit import onto
 from support.dicom_archive import DicomArchive, abort, match
 from support.dicomweb_archive import DicomWebArchive
 
-from qure_provider.delivery.courier import NO_FILES
+from qure_provider.delivery.assemble import NO_FILES
 from qure_provider.delivery.destination import ReceiverSettingsError, open_destination
 from qure_provider.delivery.dicomweb import DicomWebDestination
 from qure_provider.ledger.deliveries import DeliveryState, ParcelKind

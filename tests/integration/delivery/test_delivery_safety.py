@@ -6,7 +6,7 @@ from delivery_kit import Onward
 from pipeline_kit import connect
 
 from qure_provider import settings
-from qure_provider.delivery.courier import LACKING
+from qure_provider.delivery.assemble import LACKING
 from qure_provider.delivery.folder import FolderDestination
 from qure_provider.delivery.messages import MllpDestination
 from qure_provider.emulator.model import OtherPatient

@@ -4,7 +4,8 @@ from airflow.sdk.exceptions import TaskDeferred
 from delivery_kit import mllp_connection
 from support.hl7_receiver import Hl7Receiver
 
-from qure_provider.delivery.courier import NO_FILES, UNWANTED
+from qure_provider.delivery.assemble import NO_FILES
+from qure_provider.delivery.courier import UNWANTED
 from qure_provider.delivery.rules import RulesError
 from qure_provider.ledger.deliveries import DeliveryState
 
