@@ -33,6 +33,8 @@ from qure_provider.ledger.schema import (
     studies,
 )
 
+COMPUTING_SECONDS = 180.0
+"""How long another run leaves a series alone that one has begun to ask computation of."""
 _CHUNK = 500
 _REPLANNED = "This night was planned anew since; the batch is no more."
 _T = TypeVar("_T")
@@ -682,6 +684,26 @@ class Ledger:
             reason=reason,
             updated_at=time.time(),
         )
+
+    def begin_compute(self, resource_id: int, run_id: int) -> bool:
+        """Record that a run asks the service to compute a series, so that no other does at the same time.
+
+        Returns:
+            Whether it is to: not where it is computed already, or another run began within the last minutes.
+        """
+        now = time.time()
+        is_free = or_(
+            resources.c.computing_until.is_(None),
+            resources.c.computing_until < now,
+            resources.c.computing_run_id == run_id,
+        )
+        statement = (
+            update(resources)
+            .where(resources.c.id == resource_id, resources.c.computed_at.is_(None), is_free)
+            .values(computing_run_id=run_id, computing_until=now + COMPUTING_SECONDS)
+        )
+        with self._engine.begin() as connection:
+            return connection.execute(statement).rowcount > 0
 
     def mark_computed(self, resource_ids: Iterable[int]) -> None:
         """Record that the service queued these series, or had done so."""

@@ -97,6 +97,8 @@ resources = Table(
     Column("planned_at", Float, nullable=False),
     Column("uploaded_at", Float),
     Column("computed_at", Float),
+    Column("computing_run_id", Integer),
+    Column("computing_until", Float),
     Column("ready_at", Float),
     Column("settled_at", Float),
     Column("updated_at", Float, nullable=False),

@@ -93,6 +93,10 @@ class QureComputeBatchOperator(QureOperator):
             failures: list[tuple[str, Exception]] = []
             with QureHook(self.qure_conn_id, operator=type(self).__name__) as hook:
                 for row in todo:
+                    if not work.ledger.begin_compute(row.id, work.run.id):
+                        if work.ledger.rows_by_id([row.id])[0].computed_at is None:
+                            failures.append((settings.short_ref(row.uid), _busy()))
+                        continue
                     is_again = row.revision > 1 or row.sent_in_parts
                     error = _keep_baseline(work, hook, row) if is_again else None
                     already = False
@@ -108,6 +112,12 @@ class QureComputeBatchOperator(QureOperator):
                         work.ledger.record_doubt(row.id, STALE)
             if failures:
                 raise StepIncompleteError("Computing", failures, len(todo))
+
+
+def _busy() -> Exception:
+    from qure_provider.api.errors import QureTransientError
+
+    return QureTransientError("another run is asking for it right now")
 
 
 def _keep_baseline(work: BatchWork, hook: QureHook, row: ResourceRow) -> Exception | None:

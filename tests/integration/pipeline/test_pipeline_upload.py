@@ -538,3 +538,18 @@ class TestACtThatWentInParts:
         hospital.compute(batch)
         (row,) = hospital.rows().values()
         assert row.doubt == STALE
+
+    def test_no_run_asks_for_it_while_another_does(self, hospital, batch):
+        hospital.sql("UPDATE resources SET computing_run_id = 99, computing_until = 9e9")
+        with pytest.raises(StepIncompleteError, match="another run is asking for it right now"):
+            hospital.compute(batch)
+        hospital.sql("UPDATE resources SET computed_at = 1")
+        hospital.compute(batch)
+        assert hospital.control.requests("compute") == []
+
+    def test_but_one_does_where_another_died_and_every_try_of_its_own_may(self, hospital, batch):
+        hospital.sql("UPDATE resources SET computing_run_id = 99, computing_until = 1")
+        hospital.compute(batch)
+        hospital.sql("UPDATE resources SET computed_at = NULL")
+        hospital.compute(batch)
+        assert len(hospital.control.requests("compute")) == 2

@@ -4,7 +4,9 @@ import time
 import traceback
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from ledger_kit import begin, finish, identity, instance, plan, series
 from sqlalchemy import create_engine, text
@@ -13,9 +15,22 @@ from sqlalchemy.exc import SQLAlchemyError
 from qure_provider.api.model import Meaning, Outcome, ResultAnswer, Route
 from qure_provider.dicom.model import SelectedSeries, Series
 from qure_provider.ledger.batch_ref import BatchRef
-from qure_provider.ledger.database import HEAD, VERSION_TABLE, LedgerError, is_current, migrate, open_engine
+from qure_provider.ledger.database import (
+    HEAD,
+    MIGRATIONS,
+    VERSION_TABLE,
+    LedgerError,
+    is_current,
+    migrate,
+    open_engine,
+)
 from qure_provider.ledger.ledger import LeaseLostError, Ledger, Why
 from qure_provider.ledger.schema import metadata
+
+OLD_PARCEL = """INSERT INTO parcels (id, kind, subject, revision, digest, study_instance_uid, product, resource_ids,
+    urgent, created_at) VALUES (1, 'report', 'r', 1, 'd', '1.2.3', 'qxr', '[1]', false, 1)"""
+OLD_DELIVERY = """INSERT INTO deliveries (parcel_id, destination, sends, state, reason, tries, due_at, lease_owner,
+    lease_until, receipt, created_at) VALUES (1, 'ris', '[]', 'held', '', 1, 1, '', 0, '{}', 1)"""
 
 
 class TestTheDatabase:
@@ -41,6 +56,22 @@ class TestTheDatabase:
         with engine.connect() as connection:
             assert connection.scalar(text("SELECT version_num FROM qure_alembic_version")) == HEAD
         engine.dispose()
+
+    def test_one_of_the_first_version_is_brought_up_to_date_with_what_it_holds(self, url):
+        engine = open_engine(url)
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "0001")
+            connection.execute(text(OLD_PARCEL))
+            connection.execute(text(OLD_DELIVERY))
+        engine.dispose()
+        with pytest.raises(LedgerError, match="of this version"), Ledger.open(url):
+            pass
+        with Ledger.open(url, create=True) as ledger:
+            (row,) = ledger.deliveries.of_study("1.2.3")
+        assert (row.destination, row.state.value, row.was_in_doubt) == ("ris", "held", False)
 
     def test_a_database_of_another_kind_is_refused_with_the_setting_to_change(self):
         with pytest.raises(LedgerError, match=r"mysql: change \[qure\] ledger_conn_id"):
