@@ -57,7 +57,6 @@ class AirflowPlace:
         service: The emulator.
         hospital: The receivers.
         resent: How many files may come to the service again, because it lost an answer: a scenario says so.
-        recomputed: How often a series may be computed once more, for the same reason.
         nights: The nights of the scenario that is played.
     """
 
@@ -66,14 +65,13 @@ class AirflowPlace:
     service: Service
     hospital: Hospital
     resent: int = 0
-    recomputed: int = 0
     nights: list[str] = field(default_factory=list)
     _days: int = 0
     _patients: int = 0
 
     def begin(self) -> None:
         """Begin another scenario."""
-        self.resent = self.recomputed = 0
+        self.resent = 0
         self.nights.clear()
         self.service.control.clear_faults()
         self.service.control.configure(processing_seconds=1)
@@ -233,7 +231,6 @@ class AirflowPlace:
             store=self.store,
             receivers=AsPrograms(self.hospital, _pager(self.folder)),
             resent=self.resent,
-            recomputed=self.recomputed,
         )
 
 
