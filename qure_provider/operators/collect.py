@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import astuple, dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -19,12 +20,13 @@ from qure_provider.ledger.batch_ref import BatchRef
 from qure_provider.ledger.doubts import UNCHANGED
 from qure_provider.operators.base import QureOperator
 from qure_provider.operators.dry_run import ShowOnly, show_only_of
-from qure_provider.operators.troubles import tell_of_results, tell_of_troubles
+from qure_provider.operators.troubles import tell_of_results, tell_of_troubles, tell_of_unfetched
 from qure_provider.operators.work import BatchWork, open_batch
 from qure_provider.retries import StepIncompleteError
 from qure_provider.triggers.alerts import Paging, check_paging
 from qure_provider.triggers.results import (
     STABLE_LIMIT_SECONDS,
+    Again,
     QureResultsTrigger,
     ResultsEvent,
     Wake,
@@ -55,7 +57,8 @@ class QureCollectBatchOperator(QureOperator):
     It asks once, then defers. The trigger wakes it when something urgent is ready (people are told from the triggerer),
     when a share of the batch is, and at the run's deadline; what is ready is then fetched into the store and the rest
     is waited for. What the service never finishes is recorded as timed out: it has neither a "failed" state nor a
-    cancel. A result whose files cannot be fetched fails the task after everything else was done.
+    cancel. A result whose files cannot be fetched is tried again, ever more rarely, while others are waited for; people
+    who were told of it are told that it is not there. It fails the task after everything else was done.
 
     Args:
         batch: One of the batches that the plan returned.
@@ -113,7 +116,7 @@ class QureCollectBatchOperator(QureOperator):
 
     def execute(self, context: Context) -> None:
         """Ask for everything once, what had timed out before included; take what is there; wait for the rest."""
-        self._collect(context, done=(), is_deadline=False, is_begun_anew=True)
+        self._collect(context, ResultsEvent(Wake.SOME), is_begun_anew=True)
 
     def resume(self, context: Context, event: Any = None) -> None:
         """Go on after the trigger fired.
@@ -121,25 +124,16 @@ class QureCollectBatchOperator(QureOperator):
         Raises:
             ValueError: If the event is empty or not understood; the retry asks for everything again.
         """
-        known = ResultsEvent.from_payload(event)
-        self._collect(context, done=known.done, urgent=known.urgent, is_deadline=known.wake is Wake.DEADLINE)
+        self._collect(context, ResultsEvent.from_payload(event))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Take a deferral's timeout for what it is, the deadline, where the base class would fail the task."""
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
-            return self._collect(context, done=(), is_deadline=True)
+            return self._collect(context, ResultsEvent(Wake.DEADLINE))
 
-    def _collect(
-        self,
-        context: Context,
-        *,
-        done: Sequence[int],
-        urgent: Sequence[int] = (),
-        is_deadline: bool,
-        is_begun_anew: bool = False,
-    ) -> None:
+    def _collect(self, context: Context, known: ResultsEvent, *, is_begun_anew: bool = False) -> None:
         from qure_provider.api.model import Outcome
         from qure_provider.hooks.qure import QureHook
 
@@ -150,12 +144,13 @@ class QureCollectBatchOperator(QureOperator):
                 if row.uploaded_at is not None
                 and (not row.is_over or (is_begun_anew and row.outcome is Outcome.TIMED_OUT))
             ]
-            failed: dict[int, Exception] = {}
+            missed = _Missed()
             if rows:
                 with QureHook(self.qure_conn_id, operator=type(self).__name__) as hook:
-                    failed = self._take(context, work, hook, rows, set(done), set(urgent))
+                    missed = self._take(context, work, hook, rows, set(known.done), set(known.urgent))
+            failed = missed.failed
             left = [row for row in work.rows() if row.uploaded_at is not None and not row.is_over]
-            if is_deadline or time.time() >= work.run.deadline:
+            if known.wake is Wake.DEADLINE or time.time() >= work.run.deadline:
                 _end_waiting(work, [row for row in left if row.id not in failed])
                 left = []
             waiting = [row for row in left if row.id not in failed]
@@ -167,10 +162,12 @@ class QureCollectBatchOperator(QureOperator):
                 seconds=BETWEEN_SECONDS if waiting else DELIVER_SECONDS,
                 only_urgent=self.only_urgent,
             )
+            again = missed.again(known.again)
+            self._tell_of_unfetched(context, work, missed.urgent, again)
             self.log.info("Collected: asked=%d failed=%d waiting=%d", len(rows), len(failed), len(waiting))
             deadline = work.run.deadline
         if waiting:
-            self._defer(context, deadline, besides=list(failed))
+            self._defer(context, deadline, again=again)
         if failed:
             refs = {row.id: settings.short_ref(row.uid) for row in rows}
             raise StepIncompleteError(
@@ -185,18 +182,19 @@ class QureCollectBatchOperator(QureOperator):
         rows: list[ResourceRow],
         done: set[int],
         urgent: set[int],
-    ) -> dict[int, Exception]:
+    ) -> _Missed:
         """Ask for every row's result, tell people of the urgent ones as they come, and fetch what is ready.
 
         What the trigger saw to be urgent is asked for, fetched and delivered before anything else is asked for, and
         what turns out to be urgent before anything else is fetched.
 
         A question that failed leaves its row to be asked again by the trigger, and so does a service that is away: it
-        is not waited for here. One image alone may be denied for its own sake, or for a moment after its upload; and
-        an answer to one that blames the settings holds back no other.
+        is not waited for here. What the trigger saw to be ready is then left alone for a while: the trigger, which got
+        an answer, would wake the task for it again and again. One image alone may be denied for its own sake, or for a
+        moment after its upload; and an answer to one that blames the settings holds back no other.
 
         Returns:
-            The rows that could not be asked for or whose files could not be fetched, and why.
+            What could not be taken.
 
         Raises:
             QureSettingsError: If every answer says that a setting is wrong.
@@ -206,7 +204,7 @@ class QureCollectBatchOperator(QureOperator):
 
         ready: list[tuple[ResourceRow, ResultAnswer]] = []
         blamed: dict[int, Exception] = {}
-        failed: dict[int, Exception] = {}
+        missed = _Missed(urgent={row.id for row in rows if row.id in urgent and row.outcome is not Outcome.READY})
         denied = 0
         alerts: list[Future[None]] = []
         facts = run_facts(context)
@@ -224,6 +222,8 @@ class QureCollectBatchOperator(QureOperator):
                         work.ledger.record_failure([row.id], Outcome.FAILED, str(error))
                     elif error is not None:
                         self.log.warning("A question failed: resource=%s error=%s", settings.short_ref(row.uid), error)
+                        if row.id in done | urgent:
+                            missed.unasked[row.id] = error
                     elif answer is not None and answer.outcome is Outcome.READY:
                         is_paging = self._paging().wants(answer)
                         (pressing if is_paging or answer.meaning is Meaning.URGENT else ready).append((row, answer))
@@ -233,7 +233,8 @@ class QureCollectBatchOperator(QureOperator):
                         denied += answer.outcome is Outcome.DENIED
                         work.ledger.record_answer(row.id, answer, settled=row.id in done and _is_taken(answer))
                 if pressing:
-                    failed |= self._fetch_all(work, hook, pressing, done)
+                    missed.failed |= self._fetch_all(work, hook, pressing, done)
+                    missed.urgent |= {row.id for row, answer in pressing if _is_new(row, answer)}
                     fetched = work.ledger.rows_by_id(row.id for row, _ in pressing)
                     self._deliver(context, work, fetched, seconds=BETWEEN_SECONDS, only_urgent=True)
             if len(blamed) == len(rows):
@@ -243,10 +244,10 @@ class QureCollectBatchOperator(QureOperator):
                     "The service denies every result of this batch: check the connection's Source, and that the images "
                     "were sent to the same workspace."
                 )
-            failed |= self._fetch_all(work, hook, ready, done)
+            missed.failed |= blamed | self._fetch_all(work, hook, ready, done)
             for alert in alerts:
                 alert.result()
-        return blamed | failed
+        return missed
 
     def _fetch_all(
         self, work: BatchWork, hook: QureHook, ready: list[tuple[ResourceRow, ResultAnswer]], done: set[int]
@@ -283,6 +284,13 @@ class QureCollectBatchOperator(QureOperator):
         """Tell people of an urgent result that nobody was told of yet; the trigger told them of those that it saw."""
         tell_of_results(work.ledger, self.notifiers, {row.id: alert_about(answer, facts_of(row, facts))})
 
+    def _tell_of_unfetched(
+        self, context: Context, work: BatchWork, urgent: Collection[int], again: Iterable[Again]
+    ) -> None:
+        """Tell people of urgent results that could not be fetched when their turn had come again either."""
+        rows = work.ledger.rows_by_id(each.key for each in again if each.times > 1 and each.key in urgent)
+        tell_of_unfetched(work.ledger, self.notifiers, rows, run_facts(context))
+
     def _deliver(
         self, context: Context, work: BatchWork, rows: Sequence[ResourceRow], *, seconds: float, only_urgent: bool
     ) -> None:
@@ -305,14 +313,14 @@ class QureCollectBatchOperator(QureOperator):
     def _paging(self) -> Paging:
         return Paging(tuple(self.page_on), tuple(self.page_findings))
 
-    def _defer(self, context: Context, deadline: float, *, besides: list[int]) -> NoReturn:
+    def _defer(self, context: Context, deadline: float, *, again: Iterable[Again]) -> NoReturn:
         self.defer(
             trigger=QureResultsTrigger(
                 qure_conn_id=self.qure_conn_id,
                 deadline=deadline,
                 batch_id=BatchRef.from_xcom(self.batch).batch_id,
                 store_root=self.store_root or settings.store_root(),
-                besides=besides,
+                again=[astuple(each) for each in again],
                 notifiers=self.notifiers,
                 meanings=self.page_on,
                 findings=self.page_findings,
@@ -322,6 +330,26 @@ class QureCollectBatchOperator(QureOperator):
             method_name="resume",
             timeout=timedelta(seconds=max(deadline - time.time(), 1.0) + 60.0),
         )
+
+
+@dataclass(slots=True)
+class _Missed:
+    """What could not be taken this time, by key.
+
+    Attributes:
+        failed: What could not be fetched, or whose question blamed the settings, and why.
+        unasked: What the trigger saw to be ready and whose question failed, and why.
+        urgent: What pages somebody and was not fetched before.
+    """
+
+    failed: dict[int, Exception] = field(default_factory=dict)
+    unasked: dict[int, Exception] = field(default_factory=dict)
+    urgent: set[int] = field(default_factory=set)
+
+    def again(self, before: Iterable[Again]) -> list[Again]:
+        """Return when each is to be tried again, given what was said before."""
+        known = {each.key: each for each in before}
+        return [Again.after(key, error, known.get(key)) for key, error in (self.failed | self.unasked).items()]
 
 
 class _Questions:
@@ -391,6 +419,11 @@ def _is_unchanged(work: BatchWork, row: ResourceRow, answer: ResultAnswer, folde
         return digest_of(old) == digest_of(new)
     except (FileNotFoundError, ValueError):
         return False
+
+
+def _is_new(row: ResourceRow, answer: ResultAnswer) -> bool:
+    """Whether what an answer says was never fetched."""
+    return row.store_path is None or row.digest != answer.digest
 
 
 def _is_taken(answer: ResultAnswer) -> bool:

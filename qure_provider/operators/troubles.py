@@ -12,6 +12,7 @@ from qure_provider.triggers.alerts import Alert, Entry, channel_of, send
 from qure_provider.triggers.results import alert_of, owed_alerts
 
 if TYPE_CHECKING:
+    from qure_provider.api.model import Meaning
     from qure_provider.ledger.deliveries import DeliveryRow
     from qure_provider.ledger.ledger import Ledger, ResourceRow
     from qure_provider.operators.standing import Standing
@@ -87,6 +88,8 @@ def tell_of_missing(
 ) -> None:
     """Alert people of results that they were told of and that never came home: failed, or timed out while fetched.
 
+    What they were told already while it was still tried, they are not told again.
+
     A result that nobody has ever seen cannot be known to be urgent; the night's summary names it.
 
     Args:
@@ -95,17 +98,33 @@ def tell_of_missing(
         rows: The run's resources.
         facts: ``dag_id``, ``run_id`` and ``link`` of the run.
     """
-    from qure_provider.api.model import Meaning, Outcome
+    from qure_provider.api.model import Outcome
 
-    missing = {row.id: row for row in rows if row.outcome is not Outcome.READY} if notifiers else {}
     found = []
-    told = {number for number, channel in ledger.sent_alerts(missing) if channel.partition("|")[2] in {"", *Meaning}}
-    for resource_id in sorted(told):
-        row = missing[resource_id]
+    missing = [row for row in rows if row.outcome is not Outcome.READY] if notifiers else []
+    for row, meaning in _told_of(ledger, missing):
         outcome = row.outcome.value if row.outcome else "not there"
-        why = "the service took it back" if row.is_resolved else "its files could not be fetched"
-        found.append(Trouble(row, "missing", f"{why}, and it is now {outcome}"))
+        if row.is_resolved:
+            found.append(Trouble(row, "taken back", f"the service took it back, and it is now {outcome}", meaning))
+        else:
+            found.append(Trouble(row, _MISSING, f"its files could not be fetched, and it is now {outcome}", meaning))
     tell(ledger, notifiers, found, facts)
+
+
+def tell_of_unfetched(
+    ledger: Ledger, notifiers: Sequence[Mapping[str, Any]], rows: Iterable[ResourceRow], facts: Mapping[str, str]
+) -> None:
+    """Alert people of results that they were told of and that cannot be fetched, while that is still tried.
+
+    Args:
+        ledger: Where it is recorded who was told of what.
+        notifiers: Who is told.
+        rows: What could not be fetched.
+        facts: ``dag_id``, ``run_id`` and ``link`` of the run.
+    """
+    problem = "its files could not be fetched so far; they are asked for again"
+    told = _told_of(ledger, rows) if notifiers else []
+    tell(ledger, notifiers, [Trouble(row, _MISSING, problem, meaning) for row, meaning in told], facts)
 
 
 def tell_of_standing(
@@ -134,11 +153,21 @@ class Trouble:
         row: The resource.
         occasion: Nobody is told twice of the same.
         problem: What is wrong.
+        meaning: What its triage means, where that is not recorded as it was never fetched.
     """
 
     row: ResourceRow
     occasion: str
     problem: str
+    meaning: Meaning | None = None
+
+    def alert(self, facts: Mapping[str, str]) -> Alert:
+        """Return what is said of it."""
+        meaning = self.row.meaning if self.meaning is None else self.meaning
+        return replace(alert_of(self.row, facts), meaning=meaning.value, problem=self.problem)
+
+
+_MISSING = "missing"
 
 
 def tell(
@@ -149,7 +178,7 @@ def tell(
     if not by_occasion:
         return
     sent = ledger.sent_alerts({number for number, _ in by_occasion})
-    alerts = {key: replace(alert_of(item.row, facts), problem=item.problem) for key, item in by_occasion.items()}
+    alerts = {key: item.alert(facts) for key, item in by_occasion.items()}
     _send_all(
         (notifier, alert, Entry(ledger, number, occasion))
         for (number, occasion), alert in alerts.items()
@@ -165,6 +194,20 @@ def _send_all(alerts: Iterable[tuple[Mapping[str, Any], Alert, Entry]]) -> None:
         await asyncio.gather(*(send(*alert) for alert in alerts))
 
     asyncio.run(send_all())
+
+
+def _told_of(ledger: Ledger, rows: Iterable[ResourceRow]) -> list[tuple[ResourceRow, Meaning]]:
+    """Return of which results people were told, and the worst that they were told."""
+    from qure_provider.api.model import Meaning
+    from qure_provider.reports.study_report import SEVERITY
+
+    by_id = {row.id: row for row in rows}
+    told: dict[int, list[Meaning]] = {}
+    for number, channel in ledger.sent_alerts(by_id):
+        word = channel.partition("|")[2] or Meaning.URGENT
+        if word in set(Meaning):
+            told.setdefault(number, []).append(Meaning(word))
+    return [(by_id[number], min(told[number], key=SEVERITY.index)) for number in sorted(told)]
 
 
 def _mark(destination: str) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import copy
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,6 +31,10 @@ PAUSES_SECONDS = (0.0, 2.0, 6.0)
 """Before each try to send one alert; a later wake of the task tries again."""
 TRY_SECONDS = 15.0
 """How long one try may take."""
+BLOCKING = 4
+"""In how many threads at once a notifier that cannot be awaited may block, which one that hangs never leaves."""
+TURN_SECONDS = 0.05
+"""Between two looks whether one of them is free."""
 _NOT_IN_KEYS = frozenset('[]{}";')
 
 
@@ -301,7 +308,7 @@ async def tell(notifier: Mapping[str, Any], alert: Alert) -> None:
     instance = make(**copy.deepcopy(dict(notifier["kwargs"])), context=context)
     async with asyncio.timeout(TRY_SECONDS):
         if getattr(type(instance), "async_notify", None) is BaseNotifier.async_notify:
-            await asyncio.to_thread(_notify, instance, context)
+            await _block(channel_of(notifier), lambda: _notify(instance, context))
         else:
             await instance
 
@@ -310,6 +317,53 @@ def _notify(notifier: BaseNotifier, context: Any) -> None:
     """Notify as ``BaseNotifier`` does where it cannot be awaited, but without the error's text in the log."""
     notifier.render_template_fields(context)
     notifier.notify(context)
+
+
+_FREE: dict[str, threading.Semaphore] = {}
+"""By channel: in how many threads more it may block. They are the process's, as a loop may end before its threads."""
+
+
+async def _block(channel: str, action: Callable[[], None]) -> None:
+    """Do what may block for ever in a thread of its own, which nobody waits for when this is cancelled.
+
+    In the loop's own pool it would take the threads from those who ask the ledger, and would hold the loop's end.
+    """
+    free = _FREE.setdefault(channel, threading.Semaphore(BLOCKING))
+    while not free.acquire(blocking=False):  # noqa: ASYNC110 - it is threads of several loops that set it free
+        await asyncio.sleep(TURN_SECONDS)
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def run() -> None:
+        error = _error_of(action)
+        free.release()
+        with contextlib.suppress(RuntimeError):  # the loop was closed, so that nobody waits any more
+            loop.call_soon_threadsafe(_settle, ended, error)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="notifier", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the process has no thread left
+        free.release()
+        raise
+    await ended
+
+
+def _error_of(action: Callable[[], None]) -> BaseException | None:
+    try:
+        action()
+    except BaseException as error:
+        return error
+    return None
+
+
+def _settle(future: asyncio.Future[None], error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
 
 
 async def send_to_all(

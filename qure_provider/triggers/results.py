@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,10 @@ ANSWERING_SECONDS = 5.0
 TELL_AGAIN_SECONDS = 60.0
 """Between two rounds of trying to send the batch's alerts that did not get through, of what was fetched, too."""
 GROWTH = 1.5
+AGAIN_SECONDS = 60.0
+"""How long what could not be taken is left alone at first, twice as long each time it fails again ..."""
+AGAIN_LIMIT_SECONDS = 900.0
+"""... and so long at most, unless the service asked for more."""
 
 
 class Wake(StrEnum):
@@ -60,6 +64,37 @@ class Wake(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Again:
+    """A result that the task could not take, and when it is to try again.
+
+    Attributes:
+        key: How the event names it.
+        times: How often it failed when its turn had come.
+        at: When its turn comes, seconds since the epoch.
+    """
+
+    key: int
+    times: int
+    at: float
+
+    @classmethod
+    def after(cls, key: int, error: Exception, before: Again | None) -> Again:
+        """Return when to try again.
+
+        Args:
+            key: What failed.
+            error: What it failed with; a pause that the service asked for is kept.
+            before: What was said before; a try that came before its turn counts for nothing.
+        """
+        now = time.time()
+        asked = now + ((error.retry_after or 0.0) if isinstance(error, QureTransientError) else 0.0)
+        if before is not None and now < before.at:
+            return replace(before, at=max(before.at, asked))
+        times = 1 if before is None else before.times + 1
+        return cls(key, times, max(now + min(AGAIN_SECONDS * 2 ** (times - 1), AGAIN_LIMIT_SECONDS), asked))
+
+
+@dataclass(frozen=True, slots=True)
 class ResultsEvent:
     """What the trigger tells the task: which of its targets, by key, and never what their results say.
 
@@ -68,12 +103,14 @@ class ResultsEvent:
         urgent: Ready, and somebody is to be told. The files may still be growing.
         done: With an answer that no further question will change.
         told: Where there is no batch, whose ledger knows: which of them was told of by which notifier, by position.
+        again: What the task could not take and was to be tried again, as the task said it.
     """
 
     wake: Wake
     urgent: tuple[int, ...] = ()
     done: tuple[int, ...] = ()
     told: tuple[tuple[int, int], ...] = ()
+    again: tuple[Again, ...] = ()
 
     def to_payload(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -82,6 +119,7 @@ class ResultsEvent:
             "urgent": list(self.urgent),
             "done": list(self.done),
             "told": [list(pair) for pair in self.told],
+            "again": [list(astuple(each)) for each in self.again],
         }
 
     @classmethod
@@ -97,6 +135,7 @@ class ResultsEvent:
                 urgent=tuple(int(key) for key in payload["urgent"]),
                 done=tuple(int(key) for key in payload["done"]),
                 told=tuple((int(key), int(position)) for key, position in payload.get("told", ())),
+                again=_again_of(payload.get("again", ())),
             )
         except (AttributeError, KeyError, TypeError, ValueError):
             raise ValueError(
@@ -120,6 +159,7 @@ class Target:
         ready_at: When it was first seen ready, seconds since the epoch.
         since: Since when a result can be expected, seconds since the epoch.
         interval: Seconds until it is asked for again.
+        again_at: Before when it is not to be asked for, as the task could not take it; 0 where it never tried.
     """
 
     key: int
@@ -133,6 +173,7 @@ class Target:
     ready_at: float | None = None
     since: float = field(default_factory=time.time)
     interval: float = 0.0
+    again_at: float = 0.0
 
 
 class QureResultsTrigger(BaseTrigger):
@@ -151,6 +192,8 @@ class QureResultsTrigger(BaseTrigger):
         batch_id: A batch in the ledger; the event's keys are its resources' keys in the ledger.
         store_root: The store that the ledger belongs to.
         besides: Keys of resources that are not to be asked for.
+        again: ``[[key, times, at], ...]``: see ``Again``. The task is resumed for one when its turn has come and it is
+            ready, for one that pages at once.
         pace: Seconds: ``first_poll`` before the first question, ``max_poll`` the longest time between two for the same
             result, ``settle`` after which a ready result is asked for again, to see whether files were added.
         notifiers: Who is told of a paging result: ``{"path": class, "kwargs": arguments}`` each.
@@ -168,6 +211,7 @@ class QureResultsTrigger(BaseTrigger):
         batch_id: int | None = None,
         store_root: str = "",
         besides: Sequence[int] = (),
+        again: Sequence[Sequence[float]] = (),
         pace: Mapping[str, float] = MappingProxyType({"first_poll": 15.0, "max_poll": 60.0, "settle": 15.0}),
         notifiers: Sequence[Mapping[str, Any]] = (),
         meanings: Sequence[str] = Paging().meanings,
@@ -181,6 +225,7 @@ class QureResultsTrigger(BaseTrigger):
         self.batch_id = batch_id
         self.store_root = store_root
         self.besides = list(besides)
+        self.again = [list(each) for each in again]
         self.pace = dict(pace)
         self.notifiers = [dict(notifier) for notifier in notifiers]
         self.meanings = list(meanings)
@@ -200,6 +245,7 @@ class QureResultsTrigger(BaseTrigger):
                 "batch_id": self.batch_id,
                 "store_root": self.store_root,
                 "besides": self.besides,
+                "again": self.again,
                 "pace": self.pace,
                 "notifiers": self.notifiers,
                 "meanings": self.meanings,
@@ -224,6 +270,7 @@ class QureResultsTrigger(BaseTrigger):
             event = ResultsEvent(Wake.SETTINGS)
         finally:
             telling.cancel()
+        event = replace(event, again=_again_of(self.again))
         if self.batch_id is None:
             event = replace(event, told=self._told(targets))
         yield TriggerEvent(event.to_payload())  # type: ignore[no-untyped-call]
@@ -292,7 +339,7 @@ class QureResultsTrigger(BaseTrigger):
         return _Verdict(
             is_done=is_stable and not is_first,
             is_settling=True,
-            is_urgent=is_urgent and is_new,
+            is_urgent=is_urgent and (is_new or target.again_at > 0),
             wait=self.pace["settle"],
         )
 
@@ -342,7 +389,7 @@ class QureResultsTrigger(BaseTrigger):
         )
 
     def _first_wait(self, target: Target) -> float:
-        first = self.pace["first_poll"]
+        first = max(self.pace["first_poll"], target.again_at - time.time())
         return first if target.ready_at is None else max(first, self.pace["settle"])
 
     def _next_interval(self, target: Target, retry_after: float | None) -> float:
@@ -371,6 +418,7 @@ class QureResultsTrigger(BaseTrigger):
                 if row.uploaded_at is not None and not row.is_over and row.id not in self.besides
             ]
             sent = ledger.sent_alerts(row.id for row in rows)
+        again_at = {each.key: each.at for each in _again_of(self.again)}
         return [
             Target(
                 key=row.id,
@@ -382,6 +430,7 @@ class QureResultsTrigger(BaseTrigger):
                 stale=(row.digest or "") if row.doubt == UNCHANGED else "",
                 ready_at=row.ready_at,
                 since=row.computed_at or row.uploaded_at or time.time(),
+                again_at=again_at.get(row.id, 0.0),
             )
             for row in rows
         ]
@@ -432,6 +481,7 @@ class _Watch:
         settling: Ready, and about to be looked at again.
         urgent: Whose results page somebody.
         is_late: Whether the ceiling on requests let a question wait for longer than it should.
+        expected: How many there are besides those that the task could not take, which keep nothing else waiting.
     """
 
     targets: Mapping[int, Target]
@@ -441,11 +491,12 @@ class _Watch:
     settling: set[int] = field(default_factory=set)
     urgent: list[int] = field(default_factory=list)
     is_late: bool = False
+    expected: int = 0
 
     def __post_init__(self) -> None:
-        self.settling |= {
-            key for key, target in self.targets.items() if target.ready_at is not None and not target.stale
-        }
+        first = {key: target for key, target in self.targets.items() if not target.again_at}
+        self.settling |= {key for key, target in first.items() if target.ready_at is not None and not target.stale}
+        self.expected = len(first)
 
     def ask_in(self, seconds: float, target: Target) -> None:
         """Ask for it then."""
@@ -478,7 +529,7 @@ class _Watch:
         """
         if self.urgent:
             return Wake.URGENT
-        is_share = len(self.done) >= SHARE * len(self.targets) and not self.settling
+        is_share = len(self.done) >= SHARE * self.expected and not self.settling
         if self.done and (is_share or now - next(iter(self.done.values())) >= HOLD_SECONDS):
             return Wake.SOME
         return None
@@ -486,6 +537,10 @@ class _Watch:
     def event(self, wake: Wake) -> ResultsEvent:
         """Return what the task is told."""
         return ResultsEvent(wake, tuple(self.urgent), tuple(self.done))
+
+
+def _again_of(rows: Iterable[Sequence[float]]) -> tuple[Again, ...]:
+    return tuple(Again(int(key), int(times), float(at)) for key, times, at in rows)
 
 
 def alert_about(answer: ResultAnswer, facts: Mapping[str, str]) -> Alert:

@@ -1,6 +1,8 @@
 import asyncio
 import logging
+import threading
 import time
+from typing import ClassVar
 
 import pytest
 from airflow.sdk import AsyncCallback, BaseNotifier
@@ -300,6 +302,34 @@ class TestANotifierThatCannotBeAwaited:
             hospital.collect(batch, notifiers=[callback])
         assert Pager.told == [("triggerer", ref(first))]
         assert "SECRET" not in caplog.text
+
+
+class StuckPager(BaseNotifier):
+    """A notifier that cannot be awaited and whose server answers nothing."""
+
+    released: ClassVar[threading.Event] = threading.Event()
+
+    def notify(self, context):
+        StuckPager.released.wait(60)
+
+
+class TestANotifierThatBlocks:
+    @pytest.fixture(autouse=True)
+    def stuck(self, monkeypatch):
+        StuckPager.released = threading.Event()
+        monkeypatch.setattr(alerts, "_FREE", {})
+        monkeypatch.setattr(alerts, "TRY_SECONDS", 0.3)
+        yield
+        StuckPager.released.set()
+
+    def test_holds_neither_the_trigger_nor_the_task_nor_another_notifier(self, hospital):
+        first = hospital.ct()[0]
+        (batch,) = sent(hospital, first.SeriesInstanceUID)
+        begun = time.monotonic()
+        hospital.collect(batch, notifiers=[AsyncCallback(StuckPager, kwargs={}), Pager.callback()])
+        assert time.monotonic() - begun < 20
+        assert Pager.told == [("triggerer", ref(first))]
+        assert hospital.rows()[first.SeriesInstanceUID].is_resolved
 
 
 class TestNobodyIsToldTwice:

@@ -1,7 +1,9 @@
 import errno
 import hashlib
+import itertools
 import json
 import os
+import shutil
 import time
 
 import pydicom
@@ -453,6 +455,158 @@ class TestAFileThatCannotBeFetched:
             hospital.summarize()
 
 
+class TestWhatCouldNotBeTakenIsTriedAgain:
+    """While another series of the batch is still waited for, for ever where need be."""
+
+    FIRST = 0.6
+    """Seconds, in place of a minute."""
+
+    @pytest.fixture(autouse=True)
+    def soon(self, monkeypatch):
+        monkeypatch.setattr(trigger_module, "AGAIN_SECONDS", self.FIRST)
+        monkeypatch.setattr(trigger_module, "HOLD_SECONDS", 0.2)
+
+    @pytest.fixture
+    def batch(self, hospital):
+        """Two CT in one batch: one urgent, one that never ends."""
+        self.urgent, stuck = (hospital.ct(name)[0].SeriesInstanceUID for name in "ab")
+        hospital.control.plan(self.urgent, findings=["intracranial_hemorrhage"], kinds=("report_pdf",))
+        hospital.control.plan(stuck, outcome="stuck")
+        batches = hospital.plan()
+        for batch in batches:
+            hospital.upload(batch)
+            hospital.compute(batch)
+        hospital.sql("UPDATE planned SET batch_id = :batch", batch=batches[0]["batch_id"])
+        return batches[0]
+
+    def arguments(self, hospital):
+        folder = f"file://{hospital.root.parent / 'out'}"
+        return {"notifiers": [Pager.callback("{{ alert.meaning }}: {{ alert.problem }}")], "deliver_to": [folder]}
+
+    def resumed(self, hospital, operator, event):
+        """Resume a task until it waits again."""
+        with pytest.raises(TaskDeferred) as deferred:
+            operator.resume_execution("resume", {"event": event}, hospital.context())
+        return deferred.value
+
+    def delivered(self, hospital):
+        return list((hospital.root.parent / "out").rglob("*.pdf"))
+
+    def key(self, hospital):
+        return hospital.rows()[self.urgent].id
+
+    def test_an_urgent_one_is_fetched_and_delivered_as_soon_as_its_files_come(self, hospital, batch):
+        hospital.control.inject(Answer(kind="asset", status=503, times=None))
+        operator, waiting = deferral(hospital, batch, **self.arguments(hospital))
+        assert self.delivered(hospital) == []
+        hospital.control.clear_faults()
+        begun = time.time()
+
+        event = fire(waiting.trigger)
+        self.resumed(hospital, operator, event)
+
+        assert (event["wake"], event["urgent"]) == ("urgent", [self.key(hospital)])
+        assert time.time() - begun < 20
+        assert self.delivered(hospital)
+        assert Pager.told == [("task", "urgent: ")]
+
+    def test_it_is_left_alone_ever_longer_while_they_do_not(self, hospital, batch):
+        hospital.control.inject(Answer(kind="asset", status=503, times=None))
+        operator, waiting = deferral(hospital, batch, **self.arguments(hospital))
+        tries = [time.time()]
+        for _ in range(3):
+            event = fire(waiting.trigger)
+            tries.append(time.time())
+            assert event["urgent"] == [self.key(hospital)]
+            waiting = self.resumed(hospital, operator, event)
+        waits = [after - before for before, after in itertools.pairwise(tries)]
+        assert all(wait >= 0.9 * self.FIRST * 2**number for number, wait in enumerate(waits)), waits
+
+    def test_people_are_told_once_that_it_is_not_there(self, hospital, batch):
+        arguments = self.arguments(hospital)
+        hospital.control.inject(Answer(kind="asset", status=503, times=None))
+        operator, waiting = deferral(hospital, batch, **arguments)
+        assert [text for _, text in Pager.told] == ["urgent: "]
+        for _ in range(2):
+            waiting = self.resumed(hospital, operator, fire(waiting.trigger))
+        with pytest.raises(NightUnresolvedError):
+            hospital.summarize(notifiers=arguments["notifiers"])
+        assert [text for _, text in Pager.told] == [
+            "urgent: ",
+            "urgent: its files could not be fetched so far; they are asked for again",
+        ]
+
+    def test_one_that_was_fetched_before_is_not_said_to_be_missing(self, hospital, batch):
+        operator, waiting = deferral(hospital, batch, **self.arguments(hospital))
+        row = hospital.rows()[self.urgent]
+        assert row.store_path
+        shutil.rmtree(hospital.root / row.store_path)
+        hospital.control.inject(Answer(kind="asset", status=503, times=None))
+        for _ in range(3):
+            waiting = self.resumed(hospital, operator, fire(waiting.trigger))
+        assert waiting.trigger.again[0][1] > 1
+        assert [text for _, text in Pager.told] == ["urgent: "]
+
+    def test_a_wake_for_another_tries_it_too_and_does_not_put_it_off(self, hospital, batch):
+        hospital.control.inject(Answer(kind="asset", status=503, times=None))
+        operator, waiting = deferral(hospital, batch, **self.arguments(hospital))
+        event = ResultsEvent(Wake.SOME).to_payload() | {"again": waiting.trigger.again}
+        assert self.resumed(hospital, operator, event).trigger.again == waiting.trigger.again
+        hospital.control.clear_faults()
+        assert self.resumed(hospital, operator, event).trigger.again == []
+
+    def test_a_pause_that_the_service_asks_for_is_kept(self, hospital, batch):
+        hospital.control.inject(Answer(kind="asset", status=503, times=None, headers={"Retry-After": "1000"}))
+        begun = time.time()
+        _, waiting = deferral(hospital, batch)
+        ((key, times, at),) = waiting.trigger.again
+        assert (key, times) == (self.key(hospital), 1)
+        assert at >= begun + 1000
+
+    def test_a_question_that_fails_for_what_the_trigger_saw_wakes_nobody_again_at_once(self, hospital, batch):
+        hospital.control.plan(self.urgent, outcome="stuck")
+        operator, waiting = deferral(hospital, batch, **self.arguments(hospital))
+        assert waiting.trigger.again == []
+        hospital.control.plan(self.urgent, findings=["intracranial_hemorrhage"])
+        event = fire(waiting.trigger)
+        hospital.control.inject(Answer(kind="results", uid=self.urgent, status=503))
+        begun = time.time()
+        waiting = self.resumed(hospital, operator, event)
+        assert [each[:2] for each in waiting.trigger.again] == [[self.key(hospital), 1]]
+
+        event = fire(waiting.trigger)
+
+        assert time.time() - begun >= self.FIRST
+        assert event["wake"] == "urgent"
+        assert len(Pager.told) == 1
+
+    def test_what_blamed_the_settings_is_asked_again(self, hospital, batch):
+        hospital.control.inject(Answer(kind="results", uid=self.urgent, status=401))
+        operator, waiting = deferral(hospital, batch, **self.arguments(hospital))
+        event = fire(waiting.trigger)
+        assert event["urgent"] == [self.key(hospital)]
+        self.resumed(hospital, operator, event)
+        assert self.delivered(hospital)
+
+    def test_it_does_not_hold_up_what_is_there(self, hospital, batch, monkeypatch):
+        for name in ("AGAIN_SECONDS", "HOLD_SECONDS"):
+            monkeypatch.setattr(trigger_module, name, 60.0)
+        hospital.control.inject(Answer(kind="asset", uid=self.urgent, status=503, times=None))
+        _, waiting = deferral(hospital, batch)
+        hospital.control.clear_plans()
+        begun = time.monotonic()
+        event = fire(waiting.trigger)
+        assert event["wake"] == "some"
+        assert len(event["done"]) == 1
+        assert time.monotonic() - begun < 20
+
+    def test_where_nothing_else_is_waited_for_the_task_fails_and_is_retried(self, hospital, batch):
+        hospital.control.inject(Answer(kind="asset", uid=self.urgent, status=503, times=None))
+        hospital.meanwhile = hospital.control.clear_plans
+        with pytest.raises(StepIncompleteError):
+            hospital.collect(batch)
+
+
 class TestAnAnswerThatChanges:
     """The service may say something else when it is asked again, with as many files."""
 
@@ -764,6 +918,7 @@ class TestTheTrigger:
             batch_id=3,
             store_root="/s",
             besides=(4,),
+            again=[(5, 2, 1.5)],
             pace={"first_poll": 1.0, "max_poll": 2.0, "settle": 3.0},
             notifiers=[{"path": "a.B", "kwargs": {"x": 1}}],
             meanings=("urgent", "abnormal"),
@@ -824,7 +979,7 @@ class TestTheTrigger:
         batch = uploaded(hospital)
         begun = time.monotonic()
         event = fire(self.trigger(hospital, batch, deadline=time.time() + 0.5))
-        assert event == {"wake": "deadline", "urgent": [], "done": [], "told": []}
+        assert event == {"wake": "deadline", "urgent": [], "done": [], "told": [], "again": []}
         assert 0.4 < time.monotonic() - begun < 30
 
     def test_an_answer_that_never_comes_holds_no_other_result(self, hospital, monkeypatch):
@@ -887,7 +1042,7 @@ class TestTheTrigger:
         hospital.control.plan(series[0].SeriesInstanceUID, findings=["subdural_hemorrhage"])
         batch = uploaded(hospital)
         event = fire(self.trigger(hospital, batch))
-        assert set(event) == {"wake", "urgent", "done", "told"}
+        assert set(event) == {"wake", "urgent", "done", "told", "again"}
         assert isinstance(TriggerEvent(event), TriggerEvent)
         assert all(isinstance(key, int) for key in event["urgent"] + event["done"])
 

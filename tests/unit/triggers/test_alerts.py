@@ -1,11 +1,28 @@
+import asyncio
+import threading
+import time
 from dataclasses import fields, replace
+from typing import ClassVar
 
 import pendulum
 import pytest
+from airflow.sdk import BaseNotifier
 from airflow.sdk.definitions.callback import AsyncCallback
 
 from qure_provider.api.model import Meaning, Outcome, Report, ResultAnswer
-from qure_provider.triggers.alerts import PAUSES_SECONDS, TRY_SECONDS, Alert, Paging, channel_of, check_paging
+from qure_provider.triggers import alerts
+from qure_provider.triggers.alerts import (
+    BLOCKING,
+    PAUSES_SECONDS,
+    TRY_SECONDS,
+    Alert,
+    Entry,
+    Paging,
+    channel_of,
+    check_paging,
+    send,
+    tell,
+)
 
 ALERT = Alert("ab12", "qer", "urgent", "Critical", "CT", "ROOM1", "20261120101500.123", "dag", "run", "https://ui/run")
 
@@ -117,3 +134,106 @@ class TestChannels:
 def test_a_notifier_has_its_three_tries_within_a_minute():
     assert len(PAUSES_SECONDS) == 3
     assert sum(PAUSES_SECONDS) + len(PAUSES_SECONDS) * TRY_SECONDS < 60
+
+
+class BlackHole(BaseNotifier):
+    """A notifier that cannot be awaited and whose server answers nothing until the test ends.
+
+    Attributes:
+        released: Set when the server answers again.
+        blocking: How many threads wait for it.
+    """
+
+    released: ClassVar[threading.Event] = threading.Event()
+    blocking: ClassVar[list[threading.Thread]] = []
+
+    def notify(self, context):
+        BlackHole.blocking.append(threading.current_thread())
+        BlackHole.released.wait(60)
+        BlackHole.blocking.remove(threading.current_thread())
+
+
+class Told(BaseNotifier):
+    """A notifier that cannot be awaited, either, and works."""
+
+    studies: ClassVar[list[str]] = []
+
+    def notify(self, context):
+        Told.studies.append(context["alert"]["study_ref"])
+
+
+class Book:
+    """A record that lets everybody try."""
+
+    def begin_alert(self, resource_id, channel, *, seconds):
+        return True
+
+    def record_alert(self, resource_id, channel, *, error=""):
+        pass
+
+
+def notifier(kind, **arguments):
+    return AsyncCallback(kind, kwargs=arguments).serialize()
+
+
+class TestANotifierThatBlocks:
+    @pytest.fixture(autouse=True)
+    def black_hole(self, monkeypatch):
+        BlackHole.released, BlackHole.blocking, Told.studies = threading.Event(), [], []
+        monkeypatch.setattr(alerts, "_FREE", {})
+        yield
+        blocking = list(BlackHole.blocking)
+        BlackHole.released.set()
+        for thread in blocking:
+            thread.join(10)
+
+    def test_keeps_no_later_alert_from_another_channel(self, monkeypatch):
+        monkeypatch.setattr(alerts, "TRY_SECONDS", 5.0)
+        urgent = [replace(ALERT, study_ref=str(number)) for number in range(20)]
+
+        async def told():
+            stuck = [asyncio.create_task(send(notifier(BlackHole), alert, Entry(Book(), 1))) for alert in urgent]
+            await asyncio.sleep(0.2)
+            for alert in urgent:
+                async with asyncio.timeout(1.0):
+                    assert await send(notifier(Told), alert, Entry(Book(), 1)) == ""
+            for task in stuck:
+                task.cancel()
+
+        asyncio.run(told())
+        assert Told.studies == [alert.study_ref for alert in urgent]
+
+    def test_ends_a_try_in_time_and_keeps_no_task_from_ending(self, monkeypatch):
+        monkeypatch.setattr(alerts, "TRY_SECONDS", 0.2)
+        begun = time.monotonic()
+        with pytest.raises(TimeoutError):
+            asyncio.run(tell(notifier(BlackHole), ALERT))
+        assert time.monotonic() - begun < 2
+        assert BlackHole.blocking[0].daemon
+
+    def test_holds_a_few_threads_however_often_it_is_tried(self, monkeypatch):
+        monkeypatch.setattr(alerts, "TRY_SECONDS", 0.1)
+        monkeypatch.setattr(alerts, "PAUSES_SECONDS", (0.0, 0.0))
+
+        async def tried():
+            return await asyncio.gather(*(send(notifier(BlackHole), ALERT) for _ in range(20)))
+
+        assert asyncio.run(tried()) == ["TimeoutError"] * 20
+        assert len(BlackHole.blocking) == BLOCKING
+
+    def test_is_tried_again_once_it_answers(self, monkeypatch):
+        monkeypatch.setattr(alerts, "TRY_SECONDS", 0.1)
+        for _ in range(BLOCKING + 1):
+            with pytest.raises(TimeoutError):
+                asyncio.run(tell(notifier(BlackHole), ALERT))
+        monkeypatch.setattr(alerts, "TRY_SECONDS", 5.0)
+        threading.Timer(0.2, BlackHole.released.set).start()
+        asyncio.run(tell(notifier(BlackHole), ALERT))  # its threads' loops are closed by now
+        assert BlackHole.blocking == []
+
+    def test_more_alerts_than_threads_all_get_through_where_it_works(self):
+        async def told():
+            return await asyncio.gather(*(send(notifier(Told), ALERT) for _ in range(5 * BLOCKING)))
+
+        assert asyncio.run(told()) == [""] * (5 * BLOCKING)
+        assert len(Told.studies) == 5 * BLOCKING
