@@ -705,6 +705,12 @@ class Ledger:
         with self._engine.begin() as connection:
             return connection.execute(statement).rowcount > 0
 
+    def end_compute(self, resource_id: int, run_id: int) -> None:
+        """Record that a run has its answer, whatever it is, so that another may ask."""
+        statement = update(resources).where(resources.c.id == resource_id, resources.c.computing_run_id == run_id)
+        with self._engine.begin() as connection:
+            connection.execute(statement.values(computing_until=None))
+
     def mark_computed(self, resource_ids: Iterable[int]) -> None:
         """Record that the service queued these series, or had done so."""
         now = time.time()

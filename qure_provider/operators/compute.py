@@ -97,21 +97,30 @@ class QureComputeBatchOperator(QureOperator):
                         if work.ledger.rows_by_id([row.id])[0].computed_at is None:
                             failures.append((settings.short_ref(row.uid), _busy()))
                         continue
-                    is_again = row.revision > 1 or row.sent_in_parts
-                    error = _keep_baseline(work, hook, row) if is_again else None
-                    already = False
-                    if error is None:
-                        error, already = _compute(hook, row.ref.uid, recompute=is_again)
-                    work.check()
+                    try:
+                        error = _ask(work, hook, row)
+                    finally:
+                        work.ledger.end_compute(row.id, work.run.id)
                     if error:
                         failures.append((settings.short_ref(row.uid), error))
                         work.ledger.record_failure([row.id], Outcome.NOT_COMPUTED, f"compute: {error}")
-                        continue
-                    work.ledger.mark_computed([row.id])
-                    if already and is_again:
-                        work.ledger.record_doubt(row.id, STALE)
             if failures:
                 raise StepIncompleteError("Computing", failures, len(todo))
+
+
+def _ask(work: BatchWork, hook: QureHook, row: ResourceRow) -> Exception | None:
+    """Ask for one series and record that; return what went wrong, if anything but the settings."""
+    is_again = row.revision > 1 or row.sent_in_parts
+    error = _keep_baseline(work, hook, row) if is_again else None
+    already = False
+    if error is None:
+        error, already = _compute(hook, row.ref.uid, recompute=is_again)
+    work.check()
+    if error is None:
+        work.ledger.mark_computed([row.id])
+        if already and is_again:
+            work.ledger.record_doubt(row.id, STALE)
+    return error
 
 
 def _busy() -> Exception:

@@ -553,3 +553,11 @@ class TestACtThatWentInParts:
         hospital.sql("UPDATE resources SET computed_at = NULL")
         hospital.compute(batch)
         assert len(hospital.control.requests("compute")) == 2
+
+    def test_and_at_once_where_another_run_was_refused(self, hospital, batch):
+        hospital.control.inject(Answer(kind="compute", status=400))
+        with pytest.raises(StepIncompleteError):
+            hospital.compute(batch)
+        hospital.sql("UPDATE resources SET computing_run_id = 99")  # as if that had been another's try
+        hospital.compute(batch)
+        assert len(hospital.control.requests("compute")) == 2
