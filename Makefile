@@ -12,7 +12,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt --editable '.[test]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt --editable '.[test]'
 	@touch $@
 
 .PHONY: setup
@@ -45,7 +45,7 @@ test: $(READY)  ## all tests that need no system package
 OLDEST := build/oldest
 $(OLDEST)/.ready: $(READY) constraints-oldest.txt
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDEST)
-	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python --constraint constraints-oldest.txt \
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(OLDEST)/bin/python --constraint constraints-oldest.txt \
 	  --build-constraint constraints.txt --editable '.[test]'
 	@touch $@
 
@@ -71,7 +71,7 @@ soak: $(READY)  ## nights back to back with faults, to see whether anything grow
 
 .PHONY: bench
 bench: $(READY)  ## how fast, against peers and limits, side by side; FAST=1 takes less than 4 minutes
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --requirement pyproject.toml --extra bench
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --requirement pyproject.toml --extra bench
 	$(BIN)/python -m benchmarks $(if $(FAST),--fast)
 
 .PHONY: docs
