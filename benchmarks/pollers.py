@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,13 @@ class _Told:
 
     done: dict[int, float] = field(default_factory=dict)
     urgent: dict[int, float] = field(default_factory=dict)
+
+    def note(self, done: Iterable[int], urgent: Iterable[int]) -> None:
+        """Keep when each was named first."""
+        now = time.time()
+        for times, keys in ((self.done, done), (self.urgent, urgent)):
+            for key in keys:
+                times.setdefault(key, now)
 
 
 class _Costs:
@@ -144,21 +151,13 @@ class Ours:
                 event = self._event.from_payload(fired.payload)
             if event.wake == "settings":
                 raise RuntimeError("the trigger took its connection for wrong")
-            now = time.time()
-            for key in event.done:
-                self._told.done.setdefault(key, now)
-            for key in event.urgent:
-                self._told.urgent.setdefault(key, now)
+            self._told.note(event.done, event.urgent)
             if event.wake in ("all", "deadline"):
                 return
             async with self._turn:
                 order = json.dumps([batch, event.done, time.time() - self._began])
                 taken = await asyncio.to_thread(self._task.ask, order)
-            now = time.time()
-            for key in taken["done"]:
-                self._told.done.setdefault(key, now)
-            for key in taken["urgent"]:
-                self._told.urgent.setdefault(key, now)
+            self._told.note(taken["done"], taken["urgent"])
             self._defer(batch)
 
 

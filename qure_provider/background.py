@@ -22,6 +22,8 @@ def in_background(call: Callable[[], T], name: str) -> Future[T]:
     """
     future: Future[T] = Future()
 
+    future.set_running_or_notify_cancel()  # who waits may give up; what was begun goes on
+
     def run() -> None:
         try:
             future.set_result(call())

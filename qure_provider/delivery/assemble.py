@@ -112,8 +112,8 @@ class Assembler:
         folder.mkdir()
         fetched = [(asset, self._local(row, asset, folder)) for asset in result.assets]
         files = [(asset, path) for asset, path in fetched if asset.kind not in NEVER_ONWARD]
-        objects = [path for asset, path in files if _is_dicom(asset)]
-        copies = [path for asset, path in fetched if asset.kind in NEVER_ONWARD and _is_dicom(asset)]
+        objects = [path for asset, path in files if is_dicom(asset)]
+        copies = [path for asset, path in fetched if asset.kind in NEVER_ONWARD and is_dicom(asset)]
         sent = self._ledger.sent_uids(row.identity.study_instance_uid)
         contradiction = verify_objects(objects, row.identity, sent, copies=copies)
         if contradiction and not is_withdrawal:
@@ -148,7 +148,7 @@ class Assembler:
         taken = [
             (asset, path)
             for asset, path in checked.files
-            if (not delivery.sends or asset.kind in delivery.sends) and (not only_dicom or _is_dicom(asset))
+            if is_sent(asset.kind, delivery.sends, is_dicom=is_dicom(asset), only_dicom=only_dicom)
         ]
         if not taken:
             raise HeldError(held_back(checked.result, delivery.sends, only_dicom=only_dicom) or NO_FILES)
@@ -184,7 +184,7 @@ class Assembler:
     def _complete(self, row: ResourceRow, files: Sequence[tuple[Asset, Path]]) -> _Completed:
         folder = self._scratch / "completed"
         folder.mkdir()
-        objects = [path for asset, path in files if _is_dicom(asset)]
+        objects = [path for asset, path in files if is_dicom(asset)]
         sent = self._ledger.sent_uids(row.identity.study_instance_uid)
         try:
             completed = complete_objects(objects, folder, row.identity, row.facts, sent)
@@ -282,6 +282,18 @@ def lacks_newer(of_study: Iterable[ResourceRow]) -> bool:
     )
 
 
+def is_sent(kind: str, sends: Sequence[str], *, is_dicom: bool, only_dicom: bool) -> bool:
+    """Return whether a file goes to a destination.
+
+    Args:
+        kind: The service's key for it.
+        sends: Which kinds are sent; empty for all.
+        is_dicom: Whether it is a DICOM object.
+        only_dicom: Whether the destination takes those alone.
+    """
+    return kind not in NEVER_ONWARD and (not sends or kind in sends) and (is_dicom or not only_dicom)
+
+
 def held_back(result: Result, sends: Sequence[str], *, only_dicom: bool) -> str:
     """Return why files of a result, which would be sent, are not handed on; empty where there are none of these.
 
@@ -293,9 +305,7 @@ def held_back(result: Result, sends: Sequence[str], *, only_dicom: bool) -> str:
     reasons = {
         file.reason
         for file in result.held
-        if file.kind not in NEVER_ONWARD
-        and (not sends or file.kind in sends)
-        and (not only_dicom or file.name.endswith(".dcm"))
+        if is_sent(file.kind, sends, is_dicom=file.name.endswith(".dcm"), only_dicom=only_dicom)
     }
     return "; ".join(sorted(reasons))
 
@@ -323,7 +333,8 @@ def _moment(delivery: DeliveryRow) -> datetime:
     return pendulum.from_timestamp(delivery.made_at, tz=settings.timezone())
 
 
-def _is_dicom(asset: Asset) -> bool:
+def is_dicom(asset: Asset) -> bool:
+    """Return whether a file is a DICOM object."""
     return asset.media == Media.DICOM.value
 
 

@@ -22,6 +22,8 @@ from qure_provider.delivery.assemble import (
     NO_FILES,
     Assembler,
     held_back,
+    is_dicom,
+    is_sent,
     lacking,
     lacks_newer,
     ready_result,
@@ -35,7 +37,7 @@ from qure_provider.delivery.destination import (
     Parcel,
     open_destination,
 )
-from qure_provider.delivery.rules import NEVER_ONWARD, Case, Rule, decide, destinations_of
+from qure_provider.delivery.rules import Case, Rule, decide, destinations_of
 from qure_provider.hooks.media import Media
 from qure_provider.hooks.receiver import (
     ReceiverError,
@@ -437,9 +439,7 @@ class _Taker:
     only_dicom: bool
 
     def takes(self, asset: Asset, sends: Sequence[str]) -> bool:
-        if asset.kind in NEVER_ONWARD or (sends and asset.kind not in sends):
-            return False
-        return not self.only_dicom or asset.media == Media.DICOM.value
+        return is_sent(asset.kind, sends, is_dicom=is_dicom(asset), only_dicom=self.only_dicom)
 
 
 @dataclass(frozen=True, slots=True)

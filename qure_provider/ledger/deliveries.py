@@ -585,6 +585,7 @@ def _found(connection: Connection, condition: ColumnElement[bool]) -> list[Deliv
 
 def _is_of_run(run_id: int) -> ColumnElement[bool]:
     """Whether a run owes it, or it is of the run's studies and has not arrived, whoever owes it."""
+    other, other_parcel = deliveries.alias(), parcels.alias()
     of_studies = (
         select(studies.c.study_instance_uid)
         .join(resources, resources.c.study_id == studies.c.id)
@@ -592,14 +593,14 @@ def _is_of_run(run_id: int) -> ColumnElement[bool]:
         .where(planned.c.run_id == run_id)
     )
     owed = (
-        select(_FORMER.c.id)
-        .join(_FORMER_PARCEL, _FORMER_PARCEL.c.id == _FORMER.c.parcel_id)
+        select(other.c.id)
+        .join(other_parcel, other_parcel.c.id == other.c.parcel_id)
         .where(
-            _FORMER.c.state.in_([*(state.value for state in OPEN_STATES), DeliveryState.DEAD.value]),
-            _FORMER_PARCEL.c.study_instance_uid.in_(of_studies),
+            other.c.state.in_([*(state.value for state in OPEN_STATES), DeliveryState.DEAD.value]),
+            other_parcel.c.study_instance_uid.in_(of_studies),
         )
     )
-    own = select(_FORMER.c.id).where(_FORMER.c.run_id == run_id)
+    own = select(other.c.id).where(other.c.run_id == run_id)
     return deliveries.c.id.in_(union(own, owed))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import copy
 import hashlib
@@ -12,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pendulum
@@ -21,6 +21,7 @@ from airflow.sdk.module_loading import import_string  # type: ignore[attr-define
 
 from qure_provider import settings
 from qure_provider.api.model import Meaning, ResultAnswer
+from qure_provider.background import in_background
 
 if TYPE_CHECKING:
     from qure_provider.reports.result import Result
@@ -331,39 +332,19 @@ async def _block(channel: str, action: Callable[[], None]) -> None:
     free = _FREE.setdefault(channel, threading.Semaphore(BLOCKING))
     while not free.acquire(blocking=False):  # noqa: ASYNC110 - it is threads of several loops that set it free
         await asyncio.sleep(TURN_SECONDS)
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
 
     def run() -> None:
-        error = _error_of(action)
-        free.release()
-        with contextlib.suppress(RuntimeError):  # the loop was closed, so that nobody waits any more
-            loop.call_soon_threadsafe(_settle, ended, error)
+        try:
+            action()
+        finally:
+            free.release()
 
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="notifier", daemon=True)
     try:
-        thread.start()
+        ended = in_background(partial(contextvars.copy_context().run, run), "notifier")
     except RuntimeError:  # the process has no thread left
         free.release()
         raise
-    await ended
-
-
-def _error_of(action: Callable[[], None]) -> BaseException | None:
-    try:
-        action()
-    except BaseException as error:
-        return error
-    return None
-
-
-def _settle(future: asyncio.Future[None], error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)
+    await asyncio.wrap_future(ended)
 
 
 async def send_to_all(
