@@ -22,8 +22,9 @@ MAX_CONTEXTS = 128
 """How many an association can have: their ids are the odd numbers of one byte (PS3.8, 9.3.2.2)."""
 
 _WAITING_PDUS = 16
-_DATA_TRANSFER = "Sta6"
-"""The state in which data is exchanged (PS3.8, 9.2.1)."""
+_TAKING = frozenset({"Sta5", "Sta6"})
+"""The state in which data is exchanged (PS3.8, 9.2.1), and the one before: pynetdicom says that there is an association
+a moment before it leaves that one."""
 _SEND_BUFFER = 256 * 1024
 """Bytes that wait in the system: over a slow line they must be through before the answer's time is over."""
 _MAX_SENT_PDU = 128 * 1024
@@ -134,7 +135,7 @@ def _hold_back(library: Any, association: Any) -> None:
     provider = association.dul
     provider.to_provider_queue = _Queue(
         library.pdu_primitives.P_DATA,
-        lambda: bool(provider.is_alive() and provider.state_machine.current_state == _DATA_TRANSFER),
+        lambda: bool(provider.is_alive() and provider.state_machine.current_state in _TAKING),
     )
     if not association.acceptor.primitive.maximum_length_received:
         association.acceptor.primitive.maximum_length_received = _MAX_SENT_PDU

@@ -22,7 +22,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
     generate_uid,
 )
-from pynetdicom import _config
+from pynetdicom import _config, fsm
 from support.dicom_archive import ECHO, DicomArchive, Rejecter, Relay, abort, match
 from support.emulated_results import emulated
 
@@ -240,6 +240,18 @@ class TestPresentationContexts:
 
 
 class TestLostAssociations:
+    def test_none_is_lost_where_its_thread_is_slow_to_say_that_it_is_there(self, hook, archive, copies, monkeypatch):
+        description, confirm, state = fsm.ACTIONS["AE-3"]
+
+        def slowly(provider):
+            following = confirm(provider)
+            time.sleep(0.3)
+            return following
+
+        monkeypatch.setitem(fsm.ACTIONS, "AE-3", (description, slowly, state))
+        statuses = hook.store(copies(3))
+        assert {status.kind for status in statuses} == {StoreKind.STORED}
+
     def test_an_abort_before_the_answer_leaves_that_object_in_doubt_and_the_others_go_on(
         self, hook_to, archive, copies
     ):
