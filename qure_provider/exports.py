@@ -64,14 +64,18 @@ def _count_and_newest(folder: AnyPath) -> tuple[int, float]:
 
 
 def _local_times(folder: Path) -> Iterator[float]:
-    """Yield when each file was changed; what is renamed or removed while we look was changed now."""
+    """Yield when each file was changed, or came; what is renamed or removed while we look was changed now.
+
+    A copy may give files their old times. When it did so is not its to choose.
+    """
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     yield from _local_times(Path(entry.path))
                 else:
-                    yield entry.stat(follow_symlinks=False).st_mtime
+                    status = entry.stat(follow_symlinks=False)
+                    yield max(status.st_mtime, status.st_ctime)
     except FileNotFoundError:
         yield time.time()
 
