@@ -102,9 +102,15 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """The impression; or else all lines of a report that came as lines; or else its findings' first line."""
-        text = self.impression or " ".join(line.strip() for line in self.lines) or self.findings
-        return text.strip().split("\n", 1)[0]
+        """One line, with a mark where more follows.
+
+        The impression's first; or else all lines of a report that came as lines; or else its findings' first line, or
+        those that are listed.
+        """
+        listed = "; ".join(text or key for key, text in self.findings_list)
+        text = self.impression or " ".join(line.strip() for line in self.lines) or self.findings or listed
+        first, _, more = text.strip().partition("\n")
+        return f"{first} [...]" if more.strip() else first
 
 
 @dataclass(frozen=True, slots=True)

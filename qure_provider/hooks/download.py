@@ -138,7 +138,7 @@ class Downloader:
                     size += len(chunk)
                     if size > self._connection.max_asset_bytes:
                         raise self._too_large()
-                    head = head or chunk[:HEAD]
+                    head = (head + chunk)[:HEAD] if len(head) < HEAD else head
                     digest.update(chunk)
                     file.write(chunk)
             media = sniff(head)

@@ -80,7 +80,7 @@ class QureResultsSensor(BaseSensorOperator):
         super().__init__(
             retries=retries, retry_policy=retry_policy or QureRetryPolicy(), timeout=wait_seconds, **kwargs
         )
-        check_paging(notifiers, page_on)
+        check_paging(notifiers, page_on, page_findings)
         if wait_seconds <= 0:
             raise ValueError("wait_seconds must be more than 0")
         self.sop_instance_uids = sop_instance_uids

@@ -48,6 +48,23 @@ def test_files_arrive_whole_with_their_true_extension(hook, urls, target):
     assert len(left_behind(target)) == len(urls), "nothing temporary is left"
 
 
+def test_a_file_that_begins_with_a_small_piece_is_known_by_its_content_all_the_same(wire, connect, target):
+    def in_pieces(handler):
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        content = b"\0" * 128 + b"DICM" + b"x" * 1000
+        for piece in (content[:7], content[7:100], content[100:]):
+            handler.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            handler.wfile.flush()
+        handler.wfile.write(b"0\r\n\r\n")
+
+    wire.answer = in_pieces
+    connect(wire.url)
+    with QureHook() as hook:
+        assert hook.download(wire.url + "/x", target).media is Media.DICOM
+
+
 def test_an_unknown_kind_is_kept(wire, connect, target):
     wire.answer = lambda handler: handler.reply(200, b"something else", "application/pdf")
     connect(wire.url)

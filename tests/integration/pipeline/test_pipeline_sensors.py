@@ -194,9 +194,12 @@ class TestResults:
                 hospital.drive(sensor, hospital.context(state))
             assert [message for _, message in Pager.told] == ["one", "two"]
 
-    @pytest.mark.parametrize("wrong", [{"wait_seconds": 0}, {"page_on": ["terrible"]}, {"notifiers": ["somebody"]}])
+    @pytest.mark.parametrize(
+        "wrong",
+        [{"wait_seconds": 0}, {"page_on": ["terrible"]}, {"page_findings": "nodule"}, {"notifiers": ["somebody"]}],
+    )
     def test_bad_arguments_fail_when_the_dag_is_parsed(self, wrong):
-        with pytest.raises(ValueError, match=r"wait_seconds|triage meaning|AsyncCallback"):
+        with pytest.raises(ValueError, match=r"wait_seconds|triage meaning|page_findings must be|AsyncCallback"):
             QureResultsSensor(task_id="results", sop_instance_uids="1.2", **wrong)
 
     def test_it_defers_by_default_whatever_airflow_does_by_default(self):

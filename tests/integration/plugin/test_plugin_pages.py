@@ -1,6 +1,7 @@
 """What the pages show of a night, and how its files reach a browser."""
 
 import html
+import json
 import re
 import subprocess
 import sys
@@ -119,6 +120,28 @@ def test_what_the_service_wrote_is_text_and_no_markup(store, get):
     assert "<script" not in page
     assert "<img src=x" not in page
     assert html.escape(evil, quote=False).replace('"', "&#34;") in page
+
+
+def test_a_results_page_has_all_that_the_service_wrote(store, get):
+    store.add_result()
+    path = store.root / STUDY / "result.json"
+    report = {
+        "impression": "SIMULATED: 1. No consolidation.\n2. Large pneumothorax",
+        "findings": "SIMULATED findings",
+        "findings_list": [["nodule", "SIMULATED nodule"], ["opacity", ""]],
+        "lines": ["SIMULATED line"],
+    }
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"report": report}))
+    page = get(f"{store.add_run()}results/aaaaaaaaaa/").body.decode()
+    for text in (
+        "2. Large pneumothorax",
+        "SIMULATED findings",
+        "nodule: SIMULATED nodule",
+        "opacity",
+        "SIMULATED line",
+    ):
+        assert text in page
+    assert "no inline report" not in page
 
 
 def test_the_list_goes_from_the_newest_night_to_the_oldest(store, get):
