@@ -72,6 +72,7 @@ with DAG(
     )
     complete >> process_export(
         export="{{ params.export }}",
+        selection=settings.selection() or None,
         recompute="{{ params.recompute }}",
         dry_run="{{ params.dry_run or '' }}",
         deliver_to="{{ params.deliver_to or '' }}",

@@ -38,7 +38,7 @@ with DAG(
             description="The id of an Airflow connection of type Qure.ai.",
         ),
         "selection": Param(
-            {},
+            settings.selection(),
             type="object",
             title="Selection",
             description='Rules in place of the safe defaults, such as {"modalities": ["CT"], "minimum_slices": 5}.',

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
+import re
 import runpy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from qure_provider.delivery.rules import SENDABLE, WORDS, Rule, When
+from qure_provider.dicom.select import SelectionRules
 from qure_provider.get_provider_info import get_provider_info
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,8 +26,8 @@ _HEAD = """\
 Every option, connection field and DAG parameter. `make docs` writes this page from what Airflow itself is
 told, and a test compares the two. Where a time or a size has no other unit it is in seconds or bytes.
 
-What only code can set is in the docstring of `process_export` and of each operator; the rules of delivery are in
-[delivery.md](delivery.md), the profile of de-identification in [deidentification.md](deidentification.md).
+What only code can set is in the docstring of `process_export` and of each operator; how rules of delivery are written
+is in [delivery.md](delivery.md), the profile of de-identification in [deidentification.md](deidentification.md).
 """
 _ABOUT_OPTIONS = """\
 Each can also be given by the environment, as `AIRFLOW__QURE__` and its name in capitals; what is marked secret by a
@@ -34,6 +40,14 @@ its name, by the form's Test button and wherever the connection is used.
 """
 _ABOUT_PARAMS = """\
 The form asks for them when a run is started by hand. `<export_root>` and `<deliver_to>` are the options of that name.
+"""
+_ABOUT_SELECTION = """\
+What `[qure] selection`, the parameter `selection` of `qure_on_demand` and `process_export(selection=...)` take, as a
+JSON object. What is left out keeps its default.
+"""
+_ABOUT_RULES = """\
+What `[qure] rules` and `process_export(rules=...)` take under `when`, in upper or lower case, and under `send`. A
+condition that is left out always applies.
 """
 _FIELDS = ("host", "port", "login", "password", "schema", "extra")
 _FROM_OPTIONS = {f"AIRFLOW__QURE__{name.upper()}": f"<{name}>" for name in ("export_root", "deliver_to")}
@@ -58,7 +72,39 @@ def page() -> str:
     ]
     for dag in _dags():
         lines += [f"### `{dag.dag_id}`: {dag.description}\n", *_params(dag), ""]
+    lines += ["## Rules of selection\n", _ABOUT_SELECTION, *_selection()]
+    lines += ["\n## Rules of delivery\n", _ABOUT_RULES, *_rules(), ""]
     return "\n".join(lines)
+
+
+def _selection() -> Iterator[str]:
+    yield from _table("rule", "default", "what it is for")
+    told = _attributes(SelectionRules)
+    for item in fields(SelectionRules):
+        default = getattr(SelectionRules(), item.name)
+        value = json.dumps(list(default) if isinstance(default, tuple) else default)
+        yield _row(f"`{item.name}`", "" if default is None else f"`{value}`", told[item.name])
+
+
+def _rules() -> Iterator[str]:
+    yield from _table("where", "takes", "what it is for")
+    told = _attributes(When) | _attributes(Rule)
+    for item in fields(When):
+        words = WORDS.get(item.name, ())
+        yield _row(f"`when`: `{item.name}`", _words(words) or "any", told[item.name])
+    yield _row("`send`", _words(SENDABLE), told["send"])
+    yield _row("`to`", "any", told["to"])
+
+
+def _words(words: Iterable[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
+
+
+def _attributes(cls: type) -> dict[str, str]:
+    """Return what the docstring of a class says of each of its attributes."""
+    section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2]
+    told = re.findall(r"^    (\w+): (.+(?:\n {5,}.+)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()).replace("``", "`") for name, text in told}
 
 
 def _options(options: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -173,6 +173,12 @@ _CONFIG_OPTIONS: dict[str, Any] = {
         "",
         example="/exports",
     ),
+    "selection": _option(
+        "What the provider's own DAGs send of an export, in place of the safe defaults, as a JSON object: see Rules of "
+        "selection in docs/settings.md.",
+        "",
+        example='{"minimum_slices": 20, "reconstructions": "all"}',
+    ),
     "deliver_to": _option(
         "Where the provider's own DAGs deliver results: ids of connections of type dicom, dicomweb, mllp or fhir, or "
         "folders' URLs, separated by spaces. Empty: results stay in the store.",

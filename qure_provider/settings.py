@@ -111,6 +111,18 @@ def deliver_to() -> list[str]:
     return _text("deliver_to").replace(",", " ").split()
 
 
+def selection() -> dict[str, Any]:
+    """Return ``[qure] selection``: what the DAGs that come with the provider send, in place of the safe defaults.
+
+    Raises:
+        ValueError: If it is no JSON object.
+    """
+    value = conf.getjson(SECTION, "selection", fallback={})
+    if not isinstance(value, dict):
+        raise ValueError("[qure] selection must be a JSON object.")
+    return value
+
+
 def rules() -> list[dict[str, Any]]:
     """Return ``[qure] rules``: what the DAGs that come with the provider deliver where, before ``deliver_to``."""
     return _list_of_objects("rules", conf.getjson(SECTION, "rules", fallback=[]))

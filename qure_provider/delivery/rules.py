@@ -13,13 +13,16 @@ from qure_provider.api.model import Meaning, Outcome
 NEVER_ONWARD = frozenset({"original", "original_thumbnail"})
 """The service's copy of the image is lossy and carries the source's UID: it could overwrite the image."""
 
-_PRODUCTS = ("qxr", "qmsk", "qer", "qct")
-_PRODUCT = re.compile(rf"({'|'.join(_PRODUCTS)})([-_ ].+)?", re.IGNORECASE)
-_KNOWN = {
-    "meaning": [meaning.value for meaning in Meaning],
-    "outcome": [outcome.value for outcome in Outcome],
-    "modality": ["cr", "dx", "ct"],
+SENDABLE = tuple(kind for kind in FILE_KINDS if kind not in NEVER_ONWARD)
+"""What ``send`` takes."""
+WORDS = {
+    "product": ("qxr", "qmsk", "qer", "qct"),
+    "meaning": tuple(meaning.value for meaning in Meaning),
+    "modality": ("cr", "dx", "ct"),
+    "outcome": tuple(outcome.value for outcome in Outcome),
 }
+"""What the conditions of a rule take; stations and findings can be any."""
+_PRODUCT = re.compile(rf"({'|'.join(WORDS['product'])})([-_ ].+)?", re.IGNORECASE)
 
 
 class RulesError(ValueError):
@@ -149,16 +152,19 @@ def _rule(number: int, value: Mapping[str, Any]) -> Rule:
         raise RulesError(f"Rule {number}: 'when' must be an object; it takes {', '.join(sorted(known))}.")
     _check(f"Rule {number}: 'when'", when, sorted(known))
     conditions = {key: _texts(f"Rule {number}, {key}", texts) for key, texts in when.items()}
-    for key, words in _KNOWN.items():
-        _check(f"Rule {number}: {key!r}", map(str.casefold, conditions.get(key, ())), words)
-    strange = [product for product in conditions.get("product", ()) if not _PRODUCT.fullmatch(product)]
-    _check(f"Rule {number}: 'product'", strange, _PRODUCTS)
+    for key, words in WORDS.items():
+        strange = [word for word in map(str.casefold, conditions.get(key, ())) if not _could_apply(key, word)]
+        _check(f"Rule {number}: {key!r}", strange, words)
     to = _texts(f"Rule {number}, to", value.get("to", ()))
     if not to:
         raise RulesError(f"Rule {number} names no destination in 'to'.")
     send = None if value.get("send") is None else _texts(f"Rule {number}, send", value["send"])
-    _check(f"Rule {number}: 'send'", send or (), [kind for kind in FILE_KINDS if kind not in NEVER_ONWARD])
+    _check(f"Rule {number}: 'send'", send or (), SENDABLE)
     return Rule(When(**conditions), send, to)
+
+
+def _could_apply(key: str, word: str) -> bool:
+    return word in WORDS[key] or (key == "product" and _PRODUCT.fullmatch(word) is not None)
 
 
 def _check(name: str, words: Iterable[Any], known: Sequence[str]) -> None:

@@ -130,6 +130,8 @@ class TestTheGroup:
             ("DELIVERTO", "pacs", r"\[qure\] has no option 'deliverto'. Its options are .*deliver_to"),
             ("PAGE_ON", "urgant", "no triage meaning 'urgant'. It takes urgent"),
             ("PAGE_FINDINGS", '["sdh"]', "is no finding's key"),
+            ("SELECTION", '["CT"]', "selection must be a JSON object"),
+            ("SELECTION", '{"modality": ["CT"]}', "unknown selection rule modality; the rules are body_parts"),
             ("RULES", '[{"when": {"produkt": ["qxr"]}, "to": ["pacs"]}]', "Rule 1: 'when' does not take 'produkt'"),
         ],
     )
@@ -137,6 +139,14 @@ class TestTheGroup:
         monkeypatch.setenv(f"AIRFLOW__QURE__{name}", value)
         with pytest.raises(ValueError, match=says):
             runpy.run_path(str(DAGS / "qure_nightly.py"))
+
+    def test_a_site_sets_once_what_is_sent(self, monkeypatch):
+        monkeypatch.setenv("AIRFLOW__QURE__SELECTION", '{"minimum_slices": 20}')
+        nightly, by_hand = (
+            runpy.run_path(str(DAGS / f"{name}.py"))["dag"] for name in ("qure_nightly", "qure_on_demand")
+        )
+        assert nightly.get_task("process_export.plan").selection == {"minimum_slices": 20}
+        assert by_hand.params["selection"] == {"minimum_slices": 20}
 
     def test_a_setting_can_come_from_a_command_or_a_secrets_backend(self, monkeypatch):
         monkeypatch.setenv("AIRFLOW__QURE__PSEUDONYM_KEY_CMD", "echo key")

@@ -95,6 +95,7 @@ class TestWhomToTell:
     def test_nobody_where_nothing_is_set_and_of_urgent_results_alone(self):
         assert settings.notifiers() == settings.rules() == settings.page_findings() == []
         assert settings.page_on() == ["urgent"]
+        assert settings.selection() == {}
 
     def test_notifiers_are_named_by_class_and_arguments(self, option):
         option("notifiers", json.dumps([{"path": MAIL, "kwargs": {"to": "duty@x.example"}}, {"path": MAIL}]))
