@@ -96,6 +96,7 @@ class QureHook(BaseHook):
         files: Iterable[OutgoingFile],
         *,
         on_acknowledged: Callable[[Sequence[OutgoingFile]], None] | None = None,
+        on_doubted: Callable[[Sequence[OutgoingFile]], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> UploadReport:
         """Send files, several requests at once, until each is acknowledged or has failed.
@@ -110,6 +111,8 @@ class QureHook(BaseHook):
                 the service stays away, is in no part of the report.
             on_acknowledged: Called in the calling thread, after each answer, with what it acknowledged: record it
                 there, and a later call needs to send only the rest. What it raises ends the upload.
+            on_doubted: Called in the calling thread with what was acknowledged and is sent again, for the service says
+                that it holds less of its series; before that, so that a later call sends it should this one end.
             should_stop: Asked in the calling thread about once a second; True breaks off what is under way.
 
         Returns:
@@ -128,6 +131,7 @@ class QureHook(BaseHook):
             limit=self.connection.max_request_bytes,
             parallel=self.connection.parallel_uploads,
             on_acknowledged=on_acknowledged,
+            on_doubted=on_doubted,
             should_stop=should_stop,
         )
         run.run(files)

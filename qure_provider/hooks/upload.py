@@ -100,6 +100,7 @@ class UploadRun:
         limit: Bytes that the body of a request may have.
         parallel: Requests under way at once.
         on_acknowledged: Called with what an answer acknowledged, after each that did.
+        on_doubted: Called with what was acknowledged and is sent again, before it is, or given up.
         should_stop: Asked about once a second; True breaks off what is under way.
     """
 
@@ -111,6 +112,7 @@ class UploadRun:
         limit: int,
         parallel: int,
         on_acknowledged: Callable[[Sequence[OutgoingFile]], None] | None = None,
+        on_doubted: Callable[[Sequence[OutgoingFile]], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
         self._send = send
@@ -118,6 +120,7 @@ class UploadRun:
         self._limit = limit
         self._parallel = parallel
         self._on_acknowledged = on_acknowledged or (lambda files: None)
+        self._on_doubted = on_doubted or (lambda files: None)
         self._should_stop = should_stop or (lambda: False)
         self._waiting: deque[tuple[OutgoingFile, ...]] = deque()
         self._sends: defaultdict[OutgoingFile, int] = defaultdict(int)
@@ -330,6 +333,7 @@ class UploadRun:
             if not known.is_short:
                 continue
             files = [file for file in self._acknowledged if file.series_instance_uid == uid]
+            self._on_doubted(files)
             for file in files:
                 del self._acknowledged[file]
             known.acknowledged = 0

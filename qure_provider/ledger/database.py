@@ -11,7 +11,7 @@ from sqlalchemy.pool import NullPool
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "qure_alembic_version"
-HEAD = "0002"
+HEAD = "0003"
 _BUSY_TIMEOUT_MS = 60_000
 
 

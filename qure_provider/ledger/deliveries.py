@@ -411,11 +411,20 @@ class Deliveries:
     ) -> list[DeliveryRow]:
         """Return deliveries of urgent results, and of withdrawals, that somebody should know of.
 
+        A withdrawal that could not be sent is one of them at once: until it arrives its receiver shows what was taken
+        back.
+
         Args:
             run_id: Only of this run and of its studies; None for all.
             states: Which states those are.
         """
-        condition = and_(parcels.c.urgent, deliveries.c.state.in_([state.value for state in states]))
+        is_withdrawal_waiting = and_(
+            parcels.c.kind == ParcelKind.WITHDRAWAL.value,
+            deliveries.c.state == DeliveryState.WAITING.value,
+            deliveries.c.reason != "",
+        )
+        is_troubled = or_(deliveries.c.state.in_([state.value for state in states]), is_withdrawal_waiting)
+        condition = and_(parcels.c.urgent, is_troubled)
         return self._select(condition if run_id is None else and_(condition, _is_of_run(run_id)))
 
     def not_withdrawn(self, *, since: float = 0.0, study_instance_uid: str = "") -> list[DeliveryRow]:

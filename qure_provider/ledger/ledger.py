@@ -11,7 +11,21 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, and_, exists, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    RowMapping,
+    and_,
+    case,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from qure_provider.api.model import Meaning, Outcome, ResourceRef, ResultAnswer, Route
@@ -112,6 +126,7 @@ class ResourceRow:
     digest: str | None = None
     baseline: str | None = None
     sent_in_parts: bool = False
+    instances: int = 1
     why: Why | None = None
 
     @property
@@ -151,10 +166,49 @@ class PlannedSeries:
     rows: tuple[ResourceRow, ...]
     has_shrunk: bool = False
 
-    @property
-    def is_done(self) -> bool:
-        """Whether an earlier run finished all of it."""
-        return all(row.why is Why.DONE for row in self.rows)
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a run does with what it takes on.
+
+    Attributes:
+        policy: The identity policy that it sends under.
+        destinations: A digest of what it delivers where.
+    """
+
+    policy: str
+    destinations: str
+
+    def allow(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a run of these terms may take on what another run planned.
+
+        Args:
+            row: A resource, with the ``counts`` of the run that planned it, and whether that is its own run
+                (``is_own``) or of the same DAG and group (``is_same_dag``).
+        """
+        if row["is_own"]:
+            return True
+        theirs = row["counts"].get("terms")
+        if theirs is None:
+            return bool(row["is_same_dag"]) and not row["counts"].get("dry_run")
+        is_sent = row["uploaded_at"] is not None and row["outcome"] != Outcome.NOT_UPLOADED.value
+        has_identity = is_sent or row["is_same_dag"] or theirs["policy"] == self.policy
+        return has_identity and theirs["destinations"] == self.destinations and not row["counts"]["dry_run"]
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """What earlier runs left.
+
+    Attributes:
+        by_manifest: Manifest path in the store to the resources that are taken on, each in the newest manifest that
+            carries it.
+        left: The UIDs that are not taken on since the results of earlier runs of the same DAG go elsewhere, by the ids
+            of these runs.
+    """
+
+    by_manifest: Mapping[str, Sequence[ResourceRow]]
+    left: Mapping[str, set[str]]
 
 
 class Ledger:
@@ -379,7 +433,12 @@ class Ledger:
         return known
 
     def assess(
-        self, selected: Sequence[SelectedSeries], *, conn_id: str = "qure_default", recompute: bool = False
+        self,
+        selected: Sequence[SelectedSeries],
+        *,
+        conn_id: str = "qure_default",
+        recompute: bool = False,
+        only_shown: bool = False,
     ) -> list[PlannedSeries]:
         """Compare what is to be sent with what is known, and record what is new.
 
@@ -391,6 +450,8 @@ class Ledger:
             selected: The series of this night.
             conn_id: The Qure connection that they would be sent by.
             recompute: Whether to send again what an earlier run finished, and a part of what the service holds, too.
+            only_shown: Whether nothing of it will be sent: what is new is then recorded for this run alone, and takes
+                the place of nothing.
 
         Returns:
             One entry for each series, in order. Each row's ``why`` says new, revision, waiting (an earlier run left it
@@ -414,11 +475,18 @@ class Ledger:
                     why = item.compare(known, recompute=recompute)
                     whys[item.ref.uid] = why
                     if why in {Why.NEW, Why.REVISION}:
-                        rows.append(item.values(revision=1 if known is None else known["revision"] + 1, now=now))
+                        revision = 1 if known is None else known["revision"] + 1
+                        rows.append(item.values(revision=revision, now=now) | {"only_shown": only_shown})
             for batch in _chunks(rows):
-                connection.execute(self._insert(resources).values(batch).on_conflict_do_nothing())
+                statement = self._insert(resources).values(batch)
+                anew = {name: statement.excluded[name] for name in batch[0] if name not in {"uid", "revision"}}
+                connection.execute(
+                    statement.on_conflict_do_update(
+                        index_elements=["uid", "revision"], set_=anew, where=resources.c.only_shown
+                    )
+                )
             if rows:
-                latest = self._latest(connection, refs)
+                latest |= self._latest(connection, [row["uid"] for row in rows], or_only_shown=only_shown)
             identities = self._identities(connection, {row["study_id"] for row in latest.values()})
             return [
                 PlannedSeries(
@@ -448,7 +516,7 @@ class Ledger:
         Args:
             run: The run.
             batches_of_rows: For each batch its route, its manifest's path in the store and its resources.
-            done: Resources that an earlier run finished.
+            done: Resources that are left alone: an earlier run finished them, or waits for them.
             counts: What the plan counted, kept for the summary.
             planner: Who began the run's plan last.
 
@@ -468,7 +536,8 @@ class Ledger:
             connection.execute(batches.delete().where(batches.c.run_id == run.id))
             ids = []
             values = [
-                {"run_id": run.id, "resource_id": row.id, "batch_id": None, "why": Why.DONE.value} for row in done
+                {"run_id": run.id, "resource_id": row.id, "batch_id": None, "why": (row.why or Why.DONE).value}
+                for row in done
             ]
             for route, manifest, rows in batches_of_rows:
                 batch_id = connection.execute(
@@ -491,22 +560,29 @@ class Ledger:
             )
             return ids
 
-    def owed_manifests(self, *, conn_id: str, since: float, besides: int) -> dict[str, list[ResourceRow]]:
+    def owed_manifests(self, run_id: int, *, terms: Terms, since: float, only_own: bool = False) -> Owed:
         """Return what earlier runs left waiting, or never got uploaded, by the manifest it travelled in.
 
         A revision that a newer one took the place of is not among it: its answer would be the newer one's. Nor is what
-        was not uploaded by a run that has no summary (it may be under way, or somebody stopped it) or was a dry run.
+        was not uploaded by a run that has no summary: it may be under way, or somebody stopped it.
+
+        Only what goes where the asking run's results go is taken on, never what was planned by a dry run; and what is
+        yet to be sent only where it is sent under the same identity, or was planned by the same DAG. What the asking
+        run itself waited for before it was cleared is among it.
 
         Args:
-            conn_id: The Qure connection it was sent by.
+            run_id: The run that asks.
+            terms: What it would do with them.
             since: Only what was planned after this time, seconds since the epoch.
-            besides: The run that asks.
+            only_own: Whether to return only what the run itself waited for before.
 
         Returns:
-            Manifest path in the store to the resources still owed, each in the newest manifest that carries it.
+            What it takes on, and whose was left.
         """
         newer = resources.alias()
-        is_superseded = exists().where(newer.c.uid == resources.c.uid, newer.c.revision > resources.c.revision)
+        is_superseded = exists().where(
+            newer.c.uid == resources.c.uid, newer.c.revision > resources.c.revision, ~newer.c.only_shown
+        )
         unfinished = [Outcome.PENDING.value, Outcome.TIMED_OUT.value, Outcome.NOT_COMPUTED.value]
         is_waiting = and_(
             resources.c.uploaded_at.is_not(None),
@@ -520,32 +596,51 @@ class Ledger:
             ),
         )
         is_not_sent = and_(
+            runs.c.id != run_id,
             runs.c.finished_at.is_not(None),
             or_(
                 and_(resources.c.uploaded_at.is_(None), resources.c.outcome.is_(None)),
                 resources.c.outcome == Outcome.NOT_UPLOADED.value,
             ),
         )
-        is_owed = and_(resources.c.planned_at >= since, ~is_superseded, or_(is_waiting, is_not_sent))
+        is_owed = and_(
+            resources.c.planned_at >= since,
+            ~resources.c.only_shown,
+            ~is_superseded,
+            or_(is_waiting, is_not_sent),
+            runs.c.id == run_id if only_own else true(),
+        )
+        asking = runs.alias()
+        is_same_dag = and_(asking.c.dag_id == runs.c.dag_id, asking.c.group_id == runs.c.group_id)
         query = (
-            select(resources, batches.c.manifest, runs.c.counts)
+            select(
+                resources,
+                batches.c.manifest,
+                runs.c.counts,
+                runs.c.run_id.label("run_name"),
+                (runs.c.id == run_id).label("is_own"),
+                is_same_dag.label("is_same_dag"),
+            )
             .join(planned, planned.c.resource_id == resources.c.id)
             .join(batches, batches.c.id == planned.c.batch_id)
             .join(runs, runs.c.id == planned.c.run_id)
-            .where(runs.c.conn_id == conn_id, runs.c.id != besides, is_owed)
+            .join(asking, asking.c.id == run_id)
+            .where(runs.c.conn_id == asking.c.conn_id, is_owed)
             .order_by(batches.c.id)
         )
         with self._engine.begin() as connection:
-            newest = {
-                row["id"]: row
-                for row in connection.execute(query).mappings()
-                if row["uploaded_at"] is not None or row["counts"].get("dry_run") != "upload"
-            }
+            found = connection.execute(query).mappings().all()
+            newest = {row["id"]: row for row in found if terms.allow(dict(row))}
             identities = self._identities(connection, {row["study_id"] for row in newest.values()})
-        owed: dict[str, list[ResourceRow]] = {}
+        by_manifest: dict[str, list[ResourceRow]] = {}
         for row in newest.values():
-            owed.setdefault(row["manifest"], []).append(_resource_row(row, identities[row["study_id"]], Why.WAITING))
-        return owed
+            resource = _resource_row(row, identities[row["study_id"]], Why.WAITING)
+            by_manifest.setdefault(row["manifest"], []).append(resource)
+        left: dict[str, set[str]] = {}
+        for row in found:
+            if row["id"] not in newest and row["is_same_dag"] and not row["counts"].get("dry_run"):
+                left.setdefault(row["run_name"], set()).add(row["uid"])
+        return Owed(by_manifest, left)
 
     # Leases
 
@@ -590,7 +685,7 @@ class Ledger:
         query = (
             select(resources)
             .join(studies, studies.c.id == resources.c.study_id)
-            .where(studies.c.study_instance_uid == study_instance_uid)
+            .where(studies.c.study_instance_uid == study_instance_uid, ~resources.c.only_shown)
             .order_by(resources.c.id)
         )
         with self._engine.begin() as connection:
@@ -617,7 +712,7 @@ class Ledger:
         of_study = (
             select(resources.c.id)
             .join(studies, studies.c.id == resources.c.study_id)
-            .where(studies.c.study_instance_uid == study_instance_uid)
+            .where(studies.c.study_instance_uid == study_instance_uid, ~resources.c.only_shown)
         )
         images = select(acknowledged.c.sop_instance_uid).where(acknowledged.c.resource_id.in_(of_study))
         series = select(resources.c.series_instance_uid).where(resources.c.id.in_(of_study))
@@ -719,12 +814,15 @@ class Ledger:
     def record_failure(self, resource_ids: Iterable[int], outcome: Outcome, reason: str) -> None:
         """Record that a step failed for these resources.
 
+        Where no result stands, nothing is known of what its triage means, whatever an earlier answer said.
+
         Args:
             resource_ids: The resources.
             outcome: What is known of them now.
             reason: In fixed words, with what to do where something can be done; no patient data.
         """
-        self._update(resource_ids, outcome=outcome.value, reason=reason, updated_at=time.time())
+        known = {} if outcome is Outcome.READY else {"meaning": Meaning.UNKNOWN.value, "triage": None}
+        self._update(resource_ids, outcome=outcome.value, reason=reason, updated_at=time.time(), **known)
 
     def record_answer(
         self, resource_id: int, answer: ResultAnswer, *, store_path: str | None = None, settled: bool = False
@@ -875,17 +973,25 @@ class Ledger:
                 )
             )
 
-    def alert_counts(self, run_id: int) -> dict[str, int]:
-        """Return how many alerts about a run's resources were sent, and how many never got through."""
+    def alert_counts(self, run_id: int, channels: Sequence[str]) -> dict[str, int]:
+        """Return how many alerts about a run's resources were sent, and how many never got through.
+
+        Args:
+            run_id: The run.
+            channels: The notifiers that are set now: of those that were set otherwise only what was sent counts. Where
+                none is, all count.
+        """
+        of_these = [alerts.c.channel.startswith(channel, autoescape=True) for channel in channels]
+        is_current = or_(*of_these) if of_these else true()
         query = (
-            select(func.count(alerts.c.sent_at), func.count())
+            select(func.count(alerts.c.sent_at), func.count(case((is_current & alerts.c.sent_at.is_(None), 1))))
             .select_from(alerts)
             .join(planned, planned.c.resource_id == alerts.c.resource_id)
             .where(planned.c.run_id == run_id)
         )
         with self._engine.begin() as connection:
-            sent, known = connection.execute(query).one()
-        return {"sent": sent, "failed": known - sent}
+            sent, failed = connection.execute(query).one()
+        return {"sent": sent, "failed": failed}
 
     # Parts
 
@@ -940,10 +1046,13 @@ class Ledger:
         held = _acknowledged(connection, fewer)
         return {item.ref.uid for key, item in fewer.items() if item.instance_uids < held[key]}
 
-    def _latest(self, connection: Connection, uids: Sequence[str]) -> dict[str, RowMapping]:
+    def _latest(
+        self, connection: Connection, uids: Sequence[str], *, or_only_shown: bool = False
+    ) -> dict[str, RowMapping]:
         latest: dict[str, RowMapping] = {}
+        is_meant = true() if or_only_shown else ~resources.c.only_shown
         for chunk in _chunks(uids):
-            query = select(resources).where(resources.c.uid.in_(chunk)).order_by(resources.c.revision)
+            query = select(resources).where(resources.c.uid.in_(chunk), is_meant).order_by(resources.c.revision)
             latest.update((row["uid"], row) for row in connection.execute(query).mappings())
         return latest
 
@@ -1161,6 +1270,7 @@ def _resource_row(row: RowMapping, identity: Identity, why: Why | None) -> Resou
         digest=row["digest"],
         baseline=row["baseline"],
         sent_in_parts=row["sent_in_parts"],
+        instances=row["instances"],
         why=why,
     )
 

@@ -106,6 +106,7 @@ resources = Table(
     Column("digest", String(64)),
     Column("baseline", String(64)),
     Column("sent_in_parts", Boolean, nullable=False, default=False),
+    Column("only_shown", Boolean, nullable=False, default=False, server_default=false()),
     UniqueConstraint("uid", "revision"),
     Index(None, "study_id"),
     Index(None, "sent_uid"),
@@ -115,7 +116,8 @@ resources = Table(
 """An X-ray image or a CT series as it was sent; one that gained images since is a new revision. No key is given twice,
 so that what was once delivered is never taken for the result of another image. ``sent_uid`` is what the service knows
 it by where it was de-identified; ``digest`` is of what the service last said when ready, ``baseline`` of what it said
-before it was asked to compute anew (empty where it had nothing); ``sent_in_parts``: over several tries."""
+before it was asked to compute anew (empty where it had nothing); ``sent_in_parts``: over several tries;
+``only_shown``: planned by dry runs of the upload alone, so that nothing else may take it for a revision."""
 
 identity_maps = Table(
     "identity_maps",

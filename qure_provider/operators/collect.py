@@ -46,8 +46,11 @@ ALERTS = 16
 """How many results people are told of at once; a notifier that hangs must not hold up the others."""
 DELIVER_SECONDS = 600.0
 """How long a batch, and the run, delivers at most at its end; the rest goes by qure_redeliver."""
+AWAY = 2 * PARALLEL
+"""After so many questions in a row without an answer it is the service that is away, and not a few results."""
 BETWEEN_SECONDS = 10.0
 """How long it delivers while results are waited for: nobody looks for urgent ones meanwhile."""
+_ASKING = "asking: "
 _T = TypeVar("_T")
 
 
@@ -151,6 +154,8 @@ class QureCollectBatchOperator(QureOperator):
             failed = missed.failed
             left = [row for row in work.rows() if row.uploaded_at is not None and not row.is_over]
             if known.wake is Wake.DEADLINE or time.time() >= work.run.deadline:
+                unheard = [row for row in left if row.outcome is not Outcome.READY]
+                failed |= {row.id: missed.unasked[row.id] for row in unheard if row.id in missed.unasked}
                 _end_waiting(work, [row for row in left if row.id not in failed])
                 left = []
             waiting = [row for row in left if row.id not in failed]
@@ -162,7 +167,7 @@ class QureCollectBatchOperator(QureOperator):
                 seconds=BETWEEN_SECONDS if waiting else DELIVER_SECONDS,
                 only_urgent=self.only_urgent,
             )
-            again = missed.again(known.again)
+            again = missed.again(known.again, {*known.done, *known.urgent})
             self._tell_of_unfetched(context, work, missed.urgent, again)
             self.log.info("Collected: asked=%d failed=%d waiting=%d", len(rows), len(failed), len(waiting))
             deadline = work.run.deadline
@@ -186,7 +191,8 @@ class QureCollectBatchOperator(QureOperator):
         """Ask for every row's result, tell people of the urgent ones as they come, and fetch what is ready.
 
         What the trigger saw to be urgent is asked for, fetched and delivered before anything else is asked for, and
-        what turns out to be urgent before anything else is fetched.
+        what turns out to be urgent before anything else is fetched. What it saw to be ready comes before the rest, and
+        what got no answer the last time comes last: questions that fail must not keep the others from being asked.
 
         A question that failed leaves its row to be asked again by the trigger, and so does a service that is away: it
         is not waited for here. What the trigger saw to be ready is then left alone for a while: the trigger, which got
@@ -209,7 +215,13 @@ class QureCollectBatchOperator(QureOperator):
         alerts: list[Future[None]] = []
         facts = run_facts(context)
         questions = _Questions(hook)
-        parts = [row for row in rows if row.id in urgent], [row for row in rows if row.id not in urgent]
+        parts = (
+            [row for row in rows if row.id in urgent],
+            [row for row in rows if row.id in done - urgent],
+            sorted(
+                (row for row in rows if row.id not in done | urgent), key=lambda row: row.reason.startswith(_ASKING)
+            ),
+        )
         with ThreadPoolExecutor(ALERTS) as pool:
             for part in filter(None, parts):
                 pressing: list[tuple[ResourceRow, ResultAnswer]] = []
@@ -217,13 +229,14 @@ class QureCollectBatchOperator(QureOperator):
                     work.check()
                     if isinstance(error, QureSettingsError):
                         blamed[row.id] = error
-                        work.ledger.record_failure([row.id], row.outcome or Outcome.PENDING, f"asking: {error}")
+                        work.ledger.record_failure([row.id], row.outcome or Outcome.PENDING, f"{_ASKING}{error}")
                     elif isinstance(error, QureRejectedError):
                         work.ledger.record_failure([row.id], Outcome.FAILED, str(error))
                     elif error is not None:
                         self.log.warning("A question failed: resource=%s error=%s", settings.short_ref(row.uid), error)
-                        if row.id in done | urgent:
-                            missed.unasked[row.id] = error
+                        if row.id in questions.unanswered:
+                            work.ledger.record_failure([row.id], row.outcome or Outcome.PENDING, f"{_ASKING}{error}")
+                        missed.unasked[row.id] = error
                     elif answer is not None and answer.outcome is Outcome.READY:
                         is_paging = self._paging().wants(answer)
                         (pressing if is_paging or answer.meaning is Meaning.URGENT else ready).append((row, answer))
@@ -267,7 +280,9 @@ class QureCollectBatchOperator(QureOperator):
                 work.ledger.record_failure([row.id], Outcome.FAILED, f"fetching: {error}")
             elif error is not None:
                 failed[row.id] = error
-                work.ledger.record_failure([row.id], row.outcome or Outcome.PENDING, f"fetching: {error}")
+                is_outdated = row.outcome is Outcome.READY and _is_new(row, answers[row.id])
+                outcome = Outcome.PENDING if is_outdated else row.outcome or Outcome.PENDING
+                work.ledger.record_failure([row.id], outcome, f"fetching: {error}")
         return failed
 
     def _is_second_look(self, row: ResourceRow, answer: ResultAnswer) -> bool:
@@ -338,7 +353,7 @@ class _Missed:
 
     Attributes:
         failed: What could not be fetched, or whose question blamed the settings, and why.
-        unasked: What the trigger saw to be ready and whose question failed, and why.
+        unasked: Whose question failed otherwise, or was not asked, and why.
         urgent: What pages somebody and was not fetched before.
     """
 
@@ -346,28 +361,36 @@ class _Missed:
     unasked: dict[int, Exception] = field(default_factory=dict)
     urgent: set[int] = field(default_factory=set)
 
-    def again(self, before: Iterable[Again]) -> list[Again]:
-        """Return when each is to be tried again, given what was said before."""
+    def again(self, before: Iterable[Again], seen: Collection[int]) -> list[Again]:
+        """Return when each is to be tried again: what could not be fetched, or was seen to be ready and not asked for.
+
+        Args:
+            before: What was said before.
+            seen: What the trigger saw to be ready.
+        """
         known = {each.key: each for each in before}
-        return [Again.after(key, error, known.get(key)) for key, error in (self.failed | self.unasked).items()]
+        missed = self.failed | {key: error for key, error in self.unasked.items() if key in seen}
+        return [Again.after(key, error, known.get(key)) for key, error in missed.items()]
 
 
 class _Questions:
-    """Questions to a service that may be away: once two in a row got no answer, the others are not asked."""
+    """Questions to a service that may be away: once some in a row got no answer, the others are not asked."""
 
     def __init__(self, hook: QureHook) -> None:
         self._hook = hook
         self._failed = 0
+        self.unanswered: set[int] = set()
 
     def ask(self, row: ResourceRow) -> ResultAnswer:
         from qure_provider.api.errors import QureTransientError
 
-        if self._failed > 1:
+        if self._failed >= AWAY:
             raise QureTransientError("not asked: the service does not answer")
         try:
             answer = self._hook.result(row.ref, tries=1)
         except QureTransientError:
             self._failed += 1
+            self.unanswered.add(row.id)
             raise
         self._failed = 0
         return answer

@@ -62,12 +62,25 @@ def show_upload(work: BatchWork, rows: Iterable[ResourceRow], policy: settings.I
                 "identity_policy": policy.value,
                 "files": len(outgoing),
                 "bytes": sum(file.size for file in outgoing),
-                "tags": explain(outgoing[0]) if outgoing else [],
+                "tags": _explained(explain, outgoing[0]) if outgoing else [],
             }
         )
     path = f"{work.run.folder}/dry_run/upload-{work.batch_id}.jsonl"
     work.store.write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
     return path
+
+
+def _explained(explain: Callable[[OutgoingFile], list[dict[str, Any]]], file: OutgoingFile) -> list[dict[str, Any]]:
+    from qure_provider.hooks.outgoing import ChangedError
+
+    try:
+        return explain(file)
+    except (ChangedError, OSError):
+        return [_nothing("the file was changed or removed since it was planned")]
+
+
+def _nothing(why: str) -> dict[str, Any]:
+    return {"tag": "", "keyword": "", "action": f"nothing is sent: {why}"}
 
 
 def _as_it_is(file: OutgoingFile) -> list[dict[str, Any]]:
@@ -93,7 +106,7 @@ def _explainer() -> Callable[[OutgoingFile], list[dict[str, Any]]]:
             try:
                 changes = deidentifier.explain(_Opened(stream, file.size))
             except (DeidentifyError, UnfitError) as error:
-                return [{"tag": "", "keyword": "", "action": f"nothing is sent: {error}"}]
+                return [_nothing(str(error))]
         return [
             {
                 "tag": " ".join(str(Tag(tag)) for tag in change.tags),

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.definitions.context import Context
 
 from qure_provider import settings
+from qure_provider.delivery.rules import rules_from
 from qure_provider.ledger.batch_ref import BatchRef
 from qure_provider.nights import MAX_NAME, in_night, night_of, safe_name
 from qure_provider.operators.base import QureOperator, as_bool
-from qure_provider.operators.dry_run import show_only_of
+from qure_provider.operators.dry_run import ShowOnly, show_only_of
 from qure_provider.operators.reading import scan_export, select_sendable
 from qure_provider.operators.sending import Sender, sender_for
 from qure_provider.operators.work import manifest_content
@@ -23,8 +26,10 @@ from qure_provider.operators.work import manifest_content
 if TYPE_CHECKING:
     from qure_provider.api.model import Route
     from qure_provider.dicom.model import Batch, PassedOver, Scan, SelectedSeries, Selection
-    from qure_provider.ledger.ledger import Ledger, PlannedSeries, ResourceRow, RunRow
+    from qure_provider.ledger.ledger import Ledger, Owed, PlannedSeries, ResourceRow, RunRow
     from qure_provider.store import Store
+
+log = logging.getLogger(__name__)
 
 OWED_DAYS = 7
 PLAN = "plan.json"
@@ -38,13 +43,15 @@ class QurePlanOperator(QureOperator):
     with a reason in ``passed_over.jsonl``; what cannot be de-identified, and is to be, is quarantined. What an earlier
     run finished is not sent again; what one left waiting is waited for; what grew is a new revision, and a part of what
     the service holds is not sent (the summary names it). What earlier nights still owe (up to seven days back) is
-    waited for, too, or uploaded if it never was and its export is still there.
+    waited for, too, or uploaded if it never was and its export is still there: only what goes to the same
+    destinations, and is sent under the same identity policy where another DAG planned it. What the run itself waited
+    for before it was cleared stays its own.
 
     Args:
         export: The export's folder: a path or a URL that ``ObjectStoragePath`` understands; ``{night}`` in it becomes
             the night's name, ``{night:YYYYMMDD}`` its date written so.
         files: Paths relative to ``export``, to take only these.
-        selection: Rules as ``SelectionRules.from_mapping`` takes them; None for the safe defaults.
+        selection: Rules as ``SelectionRules.from_mapping`` takes them, or their JSON; None for the safe defaults.
         identity_policy: See ``settings.identity_policy``; checked here, with the key that it may need, so that a
             night without fails at once.
         store_root: The store's root; None for ``[qure] store_root``.
@@ -52,7 +59,11 @@ class QurePlanOperator(QureOperator):
         wait_seconds: How long results are waited for, in seconds, from the plan's beginning on.
         recompute: Whether to send and compute again what earlier runs finished.
         catch_up: Whether to take on, too, what earlier runs left waiting or could not upload.
-        show_only: With ``upload``, what is planned is not taken on by later runs.
+        deliver_to: Where the run's results go; what goes elsewhere is not taken on.
+        rules: The same, as ``delivery.rules.rules_from`` takes it.
+        show_only: With ``upload`` nothing is planned to be sent: what is new takes the place of nothing, and what an
+            earlier run waits for is left to that. A dry run of either kind takes on nothing of other runs, nor they of
+            it.
         completeness: How the export was judged complete: what ``QureExportSensor`` returned.
         run_group: The task group that this plan belongs to.
         kwargs: See ``QureOperator``.
@@ -68,6 +79,7 @@ class QurePlanOperator(QureOperator):
         "identity_policy",
         "recompute",
         "completeness",
+        "deliver_to",
         "show_only",
         "qure_conn_id",
     )
@@ -85,6 +97,8 @@ class QurePlanOperator(QureOperator):
         wait_seconds: float = 8 * 3600,
         recompute: bool | str = False,
         catch_up: bool = True,
+        deliver_to: Sequence[str] | str = (),
+        rules: Sequence[Mapping[str, Any]] = (),
         show_only: str | None = None,
         completeness: str | None = None,
         run_group: str = "",
@@ -95,6 +109,7 @@ class QurePlanOperator(QureOperator):
             raise ValueError("max_batches must be 2 or more: X-ray and CT travel apart")
         if wait_seconds <= 0:
             raise ValueError("wait_seconds must be more than 0")
+        rules_from(deliver_to, rules)
         if isinstance(selection, Mapping):
             from qure_provider.dicom.select import SelectionRules
 
@@ -108,6 +123,8 @@ class QurePlanOperator(QureOperator):
         self.wait_seconds = wait_seconds
         self.recompute = recompute
         self.catch_up = catch_up
+        self.deliver_to = deliver_to
+        self.rules = list(rules)
         self.show_only = show_only
         self.completeness = completeness
         self.run_group = run_group
@@ -140,19 +157,25 @@ class QurePlanOperator(QureOperator):
             )
             sender = sender_for(settings.identity_policy(self.identity_policy))
             scanned, selection = self._read(export, night, ledger, sender)
-            entries = ledger.assess(selection.selected, conn_id=self.qure_conn_id, recompute=as_bool(self.recompute))
+            show_only = show_only_of(self.show_only)
+            entries = ledger.assess(
+                selection.selected,
+                conn_id=self.qure_conn_id,
+                recompute=as_bool(self.recompute),
+                only_shown=show_only is ShowOnly.UPLOAD,
+            )
             counts = _counts(scanned, selection, entries)
-            counts["dry_run"] = show_only_of(self.show_only).value
+            counts["dry_run"] = show_only.value
+            refs = self._divide(store, ledger, run, entries, export, counts, planner)
             _write_passed_over(store, run, [*scanned.passed_over, *selection.passed_over])
             store.write_json(
                 f"{run.folder}/{PLAN}",
                 {
                     "export": export,
                     "is_whole": not _as_list(self.files),
-                    "has_rules": bool(_as_mapping(self.selection)),
+                    "has_rules": _as_mapping(self.selection) not in ({}, settings.selection()),
                 },
             )
-            refs = self._divide(store, ledger, run, entries, export, counts, planner)
         self.log.info(
             "Planned: files=%d series=%d resources=%d batches=%d quarantined=%d",
             counts["found"],
@@ -189,10 +212,16 @@ class QurePlanOperator(QureOperator):
         planner: str,
     ) -> list[BatchRef]:
         from qure_provider.dicom.pack import pack_batches
-        from qure_provider.ledger.ledger import Why
+        from qure_provider.ledger.ledger import Terms, Why
 
-        open_entries = {entry.selected.series.series_instance_uid: entry for entry in entries if not entry.is_done}
-        done = [row for entry in entries for row in entry.rows if row.why is Why.DONE]
+        show_only = show_only_of(self.show_only)
+        left_alone = {Why.DONE, Why.WAITING} if show_only is ShowOnly.UPLOAD else {Why.DONE}
+        open_entries = {
+            entry.selected.series.series_instance_uid: entry
+            for entry in entries
+            if any(row.why not in left_alone for row in entry.rows)
+        }
+        done = [row for entry in entries for row in entry.rows if row.why in left_alone]
         limit = self.max_batches or settings.max_batches()
         parts: list[tuple[Batch, str, list[ResourceRow]]] = [
             (
@@ -202,18 +231,25 @@ class QurePlanOperator(QureOperator):
                     row
                     for selected in batch.series
                     for row in open_entries[selected.series.series_instance_uid].rows
-                    if row.why is not Why.DONE
+                    if row.why not in left_alone
                 ],
             )
             for batch in pack_batches([entry.selected for entry in open_entries.values()], limit)
         ]
-        if self.catch_up:
+        terms = Terms(settings.identity_policy(self.identity_policy).value, self._destinations())
+        counts["terms"] = asdict(terms)
+        if show_only is not ShowOnly.UPLOAD:
+            since = run.began_at - OWED_DAYS * 86_400
+            only_own = not self.catch_up or show_only is not ShowOnly.NO
+            owed = ledger.owed_manifests(run.id, terms=terms, since=since, only_own=only_own)
             tonight = {row.uid for entry in entries for row in entry.rows}
-            parts += _owed(store, ledger, run, self.qure_conn_id, counts, besides=tonight)
+            counts["left"] = sorted(run_id for run_id, uids in owed.left.items() if uids - tonight)
+            parts += _taken_on(store, owed, counts, besides=tonight)
         counts["carried_over"] = sum(len(rows) for _, _, rows in parts) + len(done) - counts["resources"]
         recorded = []
         for number, (batch, export_root, rows) in enumerate(parts):
-            manifest = f"{run.folder}/batch-{number:03d}.json"
+            # A name of its own: an older try of the plan may still be writing.
+            manifest = f"{run.folder}/batch-{number:03d}-{planner[-8:]}.json"
             store.write_json(manifest, manifest_content(batch, export_root))
             recorded.append((batch.route, manifest, rows))
         ids = ledger.replace_plan(run, batches_of_rows=recorded, done=done, counts=counts, planner=planner)
@@ -229,6 +265,10 @@ class QurePlanOperator(QureOperator):
             for number, (batch_id, (batch, _, rows)) in enumerate(zip(ids, parts, strict=True))
         ]
 
+    def _destinations(self) -> str:
+        rules = [asdict(rule) for rule in rules_from(self.deliver_to, self.rules)]
+        return hashlib.sha256(json.dumps(rules).encode()).hexdigest()[:16]
+
 
 def run_folder(night: str, dag_id: str, run_id: str, group_id: str) -> str:
     """Return where a run's own files lie, relative to the store's root."""
@@ -238,22 +278,20 @@ def run_folder(night: str, dag_id: str, run_id: str, group_id: str) -> str:
     return f"runs/{safe_name(night)}/{safe_name(name)}{digest}"
 
 
-def _owed(
-    store: Store, ledger: Ledger, run: RunRow, conn_id: str, counts: dict[str, Any], *, besides: set[str]
+def _taken_on(
+    store: Store, recorded: Owed, counts: dict[str, Any], *, besides: set[str]
 ) -> list[tuple[Batch, str, list[ResourceRow]]]:
     """Return one batch a route and export of what earlier runs left; what is yet to be sent only if that is there.
 
-    What is in a manifest that cannot be read is counted as lost.
+    What is in a manifest that cannot be read, or that names only a part of the images, is counted as lost.
     """
     from qure_provider.dicom.manifest import ManifestError, load_batch
     from qure_provider.dicom.model import Batch
-    from qure_provider.store import open_path
 
     series: dict[tuple[Route, str], list[SelectedSeries]] = {}
     rows: dict[tuple[Route, str], list[ResourceRow]] = {}
-    since = run.began_at - OWED_DAYS * 86_400
-    for manifest, recorded in ledger.owed_manifests(conn_id=conn_id, since=since, besides=run.id).items():
-        owed = [row for row in recorded if row.uid not in besides]
+    for manifest, rows_of_it in recorded.by_manifest.items():
+        owed = [row for row in rows_of_it if row.uid not in besides]
         if not owed:
             continue
         try:
@@ -262,7 +300,10 @@ def _owed(
         except (FileNotFoundError, ValueError, KeyError, ManifestError):
             counts["lost"] += [settings.short_ref(row.uid) for row in owed]
             continue
-        if not open_path(root).is_dir():
+        lost = [row for row in owed if row.is_to_be_sent and _planned_of(batch, row) < row.instances]
+        counts["lost"] += [settings.short_ref(row.uid) for row in lost]
+        owed = [row for row in owed if row not in lost]
+        if any(row.is_to_be_sent for row in owed) and not _is_there(root):
             owed = [row for row in owed if not row.is_to_be_sent]
         if owed:
             wanted = {row.series_instance_uid for row in owed}
@@ -271,6 +312,29 @@ def _owed(
                 item for item in batch.series if item.series.series_instance_uid in wanted
             )
     return [(Batch(route, tuple(items)), root, rows[route, root]) for (route, root), items in series.items()]
+
+
+def _planned_of(batch: Batch, row: ResourceRow) -> int:
+    """Count the images of a resource that a batch names."""
+    from qure_provider.api.model import Route
+
+    return sum(
+        row.route is Route.CT or instance.sop_instance_uid == row.uid
+        for item in batch.series
+        if item.series.series_instance_uid == row.series_instance_uid
+        for instance in item.series.instances
+    )
+
+
+def _is_there(root: str) -> bool:
+    """Whether an earlier run's export can be read; one that cannot must not keep tonight's from being sent."""
+    from qure_provider.store import open_path
+
+    try:
+        return bool(open_path(root).is_dir())
+    except Exception as error:  # each kind of storage has its own
+        log.warning("An earlier run's export cannot be reached: error=%s", type(error).__name__)
+        return False
 
 
 def _counts(scanned: Scan, selection: Selection, entries: list[PlannedSeries]) -> dict[str, Any]:

@@ -54,6 +54,11 @@ def problems_of_plan(store: Store, run: RunRow) -> Iterator[str]:
             f"The store has lost what an earlier night planned of {_named(lost)}, which are still owed: export them "
             "again."
         )
+    if runs := run.counts.get("left"):
+        yield (
+            f"Results that runs {', '.join(runs)} left waiting go to other destinations than this run's, and were not "
+            "asked for: clear those runs."
+        )
     if late := _late(plan, run):
         yield f"{late} files came into the export after it was read, and were not sent: run the night again."
 

@@ -33,7 +33,8 @@ class QureRedeliverOperator(BaseOperator):
         even_if_not_due: Whether to try what waits for its next try, too.
         seconds: How long it works at most.
         store_root: The store's root; None for ``[qure] store_root``.
-        notifiers: Who is told, once, of urgent results that are held, in doubt or given up.
+        notifiers: Who is told, once, of urgent results that are held, in doubt or given up, and of withdrawals that
+            could not be sent.
         kwargs: As for every operator.
 
     Returns:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pendulum
@@ -10,16 +12,17 @@ from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.context import Context
 
 from qure_provider import settings
-from qure_provider.api.model import Meaning
+from qure_provider.api.model import Meaning, Outcome
 from qure_provider.delivery.rules import rules_from
 from qure_provider.links import NightSummaryLink
 from qure_provider.operators.base import QureOperator
 from qure_provider.operators.collect import DELIVER_SECONDS
 from qure_provider.operators.dry_run import ShowOnly, show_only_of
+from qure_provider.operators.plan import OWED_DAYS
 from qure_provider.operators.planned import problems_of_plan
 from qure_provider.operators.troubles import tell_again, tell_of_missing, tell_of_standing, tell_of_troubles
 from qure_provider.retries import NightUnresolvedError
-from qure_provider.triggers.alerts import Paging, check_paging
+from qure_provider.triggers.alerts import Paging, channel_of, check_paging
 from qure_provider.triggers.results import run_facts
 
 if TYPE_CHECKING:
@@ -142,7 +145,7 @@ class QureSummarizeOperator(QureOperator):
             return []
         rows = ledger.rows_of_run(run.id)
         facts = run_facts(context)
-        tell_again(ledger, self.notifiers, rows, facts)
+        tell_again(ledger, self.notifiers, rows, facts, pages=partial(self._pages, store))
         tell_of_missing(ledger, self.notifiers, rows, facts)
         rules = rules_from(self.deliver_to, self.rules)
         if not rules:
@@ -168,6 +171,15 @@ class QureSummarizeOperator(QureOperator):
     def _paging(self) -> Paging:
         return Paging(tuple(self.page_on), tuple(self.page_findings))
 
+    def _pages(self, store: Store, row: ResourceRow) -> bool:
+        """Whether people are told of a result; nobody is paged for one that came longer ago than it is waited for."""
+        if row.outcome is not Outcome.READY or (row.ready_at or 0.0) < time.time() - OWED_DAYS * 86_400:
+            return False
+        if row.meaning.value in self.page_on or not self.page_findings:
+            return row.meaning.value in self.page_on
+        result, _ = _stored(store, row)
+        return result is not None and self._paging().wants(result)
+
     def _summary(
         self, store: Store, ledger: Ledger, run: RunRow, dag_id: str, run_id: str, unusable: Sequence[str]
     ) -> Summary:
@@ -175,7 +187,7 @@ class QureSummarizeOperator(QureOperator):
 
         resources = ledger.rows_of_run(run.id)
         rows = tuple(_row(store, row) for row in resources)
-        alerts = ledger.alert_counts(run.id)
+        alerts = ledger.alert_counts(run.id, [channel_of(notifier) for notifier in self.notifiers])
         deliveries = ledger.deliveries.counts(run.id)
         usual = ledger.usual_found(dag_id=dag_id, before=run.began_at)
         return Summary(

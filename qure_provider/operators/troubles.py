@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,17 +36,30 @@ def tell_of_results(ledger: Ledger, notifiers: Sequence[Mapping[str, Any]], aler
 
 
 def tell_again(
-    ledger: Ledger, notifiers: Sequence[Mapping[str, Any]], rows: Iterable[ResourceRow], facts: Mapping[str, str]
+    ledger: Ledger,
+    notifiers: Sequence[Mapping[str, Any]],
+    rows: Sequence[ResourceRow],
+    facts: Mapping[str, str],
+    *,
+    pages: Callable[[ResourceRow], bool],
 ) -> None:
-    """Try once more to tell people of results where an alert never got through.
+    """Tell people of results where an alert never got through, or that nobody was ever told of.
+
+    The latter came when no notifier was set, or none that worked.
 
     Args:
         ledger: Where it is recorded who was told of what.
         notifiers: Who is told.
         rows: The run's resources.
         facts: ``dag_id``, ``run_id`` and ``link`` of the run.
+        pages: Whether a result is one of those that people are told of.
     """
-    owed = owed_alerts(ledger, notifiers, list(rows), facts) if notifiers else []
+    if not notifiers:
+        return
+    owed = owed_alerts(ledger, notifiers, rows, facts)
+    known = {number for _, number, _ in owed} | {row.id for row, _ in _told_of(ledger, rows)}
+    untold = [row for row in rows if row.id not in known and pages(row)]
+    owed += [(notifier, row.id, alert_of(row, facts)) for row in untold for notifier in notifiers]
     _send_all((notifier, alert, Entry(ledger, resource_id)) for notifier, resource_id, alert in owed)
 
 
@@ -60,20 +73,21 @@ def tell_of_troubles(
 ) -> None:
     """Alert people of urgent results, and of withdrawals, that do not reach their receivers.
 
-    What is held, in doubt or given up is told once for each destination and state, whatever is repeated.
+    What is held, in doubt or given up is told once for each destination and state, whatever is repeated; of a
+    withdrawal, that its receiver could not be reached, too.
 
     Args:
         ledger: What went wrong; it is recorded there, too, that people were told.
         notifiers: Who is told.
         facts: ``dag_id``, ``run_id`` and ``link`` of the run.
         run_id: Only of what this run owes; None for all.
-        is_over: Whether the run ends, so that what still waits for its receiver is told of, too.
+        is_over: Whether the run ends, so that what still waits for its receiver, or hangs there, is told of, too.
     """
     from qure_provider.ledger.deliveries import TROUBLED_STATES, DeliveryState
 
     if not notifiers:
         return
-    states = (*TROUBLED_STATES, DeliveryState.WAITING) if is_over else TROUBLED_STATES
+    states = (*TROUBLED_STATES, DeliveryState.WAITING, DeliveryState.SENDING) if is_over else TROUBLED_STATES
     found = []
     for delivery in ledger.deliveries.in_trouble(run_id, states=states):
         rows = ledger.rows_by_id(delivery.resource_ids)
@@ -221,7 +235,8 @@ def _worst(rows: Sequence[ResourceRow]) -> ResourceRow:
 
 
 def _problem(delivery: DeliveryRow) -> str:
-    from qure_provider.ledger.deliveries import ParcelKind
+    from qure_provider.ledger.deliveries import DeliveryState, ParcelKind
 
     what = "the withdrawal of this result is " if delivery.kind is ParcelKind.WITHDRAWAL else ""
-    return f"{what}{delivery.state.value} for {delivery.destination}: {delivery.reason}"
+    hangs = "it has no receipt yet" if delivery.state is DeliveryState.SENDING else ""
+    return f"{what}{delivery.state.value} for {delivery.destination}: {hangs or delivery.reason or 'not tried yet'}"

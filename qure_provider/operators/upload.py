@@ -114,8 +114,13 @@ class QureUploadOperator(QureOperator):
             held.update(_mark(file) for file in files)
             state.set(_PROGRESS, [*held])
 
+        def forget(files: Sequence[OutgoingFile]) -> None:
+            held.difference_update(_mark(file) for file in files)
+            state.set(_PROGRESS, [*held])
+
+        missing = [file for file in outgoing if _mark(file) not in held]
         with QureHook(self.qure_conn_id, operator=type(self).__name__) as hook:
-            report = hook.upload([file for file in outgoing if _mark(file) not in held], on_acknowledged=remember)
+            report = hook.upload(missing, on_acknowledged=remember, on_doubted=forget)
         held.difference_update(_mark(item.file) for item in report.failed)
         acknowledged = Counter(file.series_instance_uid for file in outgoing if _mark(file) in held)
         short = {
@@ -220,8 +225,14 @@ class QureUploadBatchOperator(QureOperator):
             done = {row_id for row_id in {source_of[file][0] for file in sent} if not missing[row_id]}
             work.ledger.mark_uploaded(done - series.keys())
 
+        def doubt(files: Sequence[OutgoingFile]) -> None:
+            work.check()
+            work.ledger.retract(source_of[file] for file in files)
+            for row_id, uid in map(source_of.__getitem__, files):
+                missing[row_id].add(uid)
+
         with QureHook(self.qure_conn_id, operator=type(self).__name__) as hook:
-            report = hook.upload(coming(), on_acknowledged=record)
+            report = hook.upload(coming(), on_acknowledged=record, on_doubted=doubt)
         work.check()
         self.log.info(
             "Uploaded: files=%d requests=%d bytes=%d failed=%d refused=%d",

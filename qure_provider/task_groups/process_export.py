@@ -60,7 +60,7 @@ def process_export(
         group_id: The group's name in the DAG.
         qure_conn_id: The Qure connection.
         files: Paths relative to ``export``, to take only these.
-        selection: Rules as ``SelectionRules.from_mapping`` takes them, or their JSON.
+        selection: Rules as ``SelectionRules.from_mapping`` takes them, or their JSON; None for the safe defaults.
         identity_policy: ``deidentify`` or ``identified``; None for ``[qure] identity_policy``, which has no default.
         store_root: The store's root; None for ``[qure] store_root``.
         max_batches: Into how many batches a night is divided at most; None for ``[qure] max_batches``.
@@ -71,7 +71,7 @@ def process_export(
         queues: Step to the queue that its tasks go to; None for ``[qure] queues``.
         wait_seconds: How long after the plan results are waited for, in seconds.
         recompute: Whether to send and compute again what earlier runs finished.
-        catch_up: Whether to take on, too, what earlier runs left waiting or could not upload.
+        catch_up: Whether to take on, too, what earlier runs to the same destinations left waiting or could not upload.
         completeness: How the export was judged complete: what ``QureExportSensor`` returned.
         notifiers: Who is told of an urgent result: ``AsyncCallback(Notifier, kwargs={...})`` each.
         page_on: Triage meanings that people are told of.
@@ -165,6 +165,8 @@ def process_export(
             wait_seconds=wait_seconds,
             recompute=recompute,
             catch_up=catch_up,
+            deliver_to=deliver_to,
+            rules=rules,
             show_only=dry_run,
             completeness=completeness,
             run_group=group_id,

@@ -334,6 +334,15 @@ class TestTakingBack:
         night.redeliver(even_if_not_due=True)
         assert {line[11] for line in ris.messages[-1].all("OBX")} == {"W"}
 
+    def test_people_are_told_once_where_a_receiver_still_shows_what_was_taken_back(self, night, qure, ris, monkeypatch):
+        night.onward("ris")
+        monkeypatch.setenv("AIRFLOW_CONN_RIS", mllp_connection(None))
+        withdraw(qure, "--study", night.chest)
+        for _ in range(2):
+            night.redeliver(notifiers=[Pager.callback("{{ alert.problem }}")], even_if_not_due=True)
+        ((_, told),) = Pager.told
+        assert told.startswith("the withdrawal of this result is waiting for ris: ")
+
     def test_the_withdrawal_of_an_older_result_reaches_those_who_have_it_though_images_were_sent_again(
         self, night, qure, ris
     ):

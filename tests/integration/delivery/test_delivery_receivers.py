@@ -280,6 +280,12 @@ class TestAWorkerThatDies:
 
 
 class TestPeopleAreTold:
+    @pytest.fixture(autouse=True)
+    def told_of_the_result(self, night):
+        """The triggerer told people of the urgent result itself."""
+        with night.ledger() as ledger:
+            ledger.record_alert(night.rows()[night.head_series].id, "somebody")
+
     def test_of_an_urgent_refused_one_once_and_not_again_on_repeat(self, night, ris):
         ris.actions = [receivers.answer("AR")]
         notifiers = [Pager.callback("{{ alert.text }}")]
@@ -315,6 +321,14 @@ class TestPeopleAreTold:
         ((_, told),) = Pager.told
         assert told.startswith("waiting for ris: ")
 
+    def test_of_an_urgent_one_that_hangs_when_the_run_ends(self, night, ris):
+        night.enqueue(["ris"])
+        with night.ledger() as ledger:
+            assert len(ledger.deliveries.claim("another task", destination="ris", only_urgent=True)) == 1
+        with pytest.raises(NightUnresolvedError, match="1 sending"):
+            night.summarize(deliver_to=["ris"], notifiers=[Pager.callback("{{ alert.problem }}")])
+        assert [told for _, told in Pager.told] == ["sending for ris: it has no receipt yet"]
+
     def test_of_an_urgent_one_held_from_the_start(self, night, ris):
         night.sql("UPDATE resources SET doubt = 'may predate late images' WHERE uid = :uid", uid=night.head_series)
         with pytest.raises(NightUnresolvedError, match="held: may predate late images"):
@@ -342,6 +356,7 @@ class TestPeopleAreTold:
         assert [told for _, told in Pager.told] == ["its files could not be fetched, and it is now timed out"]
 
     def test_not_of_one_that_nobody_ever_saw_which_the_summary_names(self, night):
+        night.sql("DELETE FROM alerts")
         night.sql("UPDATE resources SET outcome = 'timed out', meaning = 'unknown' WHERE uid = :u", u=night.head_series)
         with pytest.raises(NightUnresolvedError, match="timed out"):
             night.summarize(notifiers=[Pager.callback()])

@@ -40,7 +40,11 @@ class TestResultsOnObjectStorage:
             courier = Courier(in_bucket, ledger, "test")
             rules = rules_from([night.to_folder, "ris"], [])
             courier.enqueue(run.id, ledger.rows_of_run(run.id), rules, is_final=True)
-            assert courier.deliver([night.to_folder, "ris"], seconds=20) == []
+            for destination in (
+                night.to_folder,
+                "ris",
+            ):  # one after the other: memory:// has one place in a file for all
+                assert courier.deliver([destination], seconds=20) == []
         assert night.states() == {"delivered": 5}
         assert len(night.received()) == 25
         assert len(ris.messages) == 2

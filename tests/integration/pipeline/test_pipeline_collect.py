@@ -646,6 +646,19 @@ class TestAnAnswerThatChanges:
         deferral(hospital, batch, settle_seconds=0.2)
         assert hospital.rows()[series].settled_at is None
 
+    def test_leaves_nothing_of_before_where_its_files_cannot_be_fetched(self, hospital, changing):
+        series, batch, change = changing
+        deferral(hospital, batch, settle_seconds=0.2)
+        assert hospital.rows()[series].meaning == "no finding of this product"
+        time.sleep(0.25)
+        change()
+        hospital.control.inject(Answer(kind="asset", status=500, times=None))
+        with pytest.raises(StepIncompleteError):
+            deferral(hospital, batch, settle_seconds=0.2)
+        row = hospital.rows()[series]
+        assert (row.outcome, row.meaning, row.triage) == ("pending", "unknown", None)
+        assert row.reason.startswith("fetching: ")
+
     def test_while_an_address_is_asked_for_anew_is_not_mixed_with_the_old(self, hospital, changing):
         series, batch, change = changing
         hospital.control.inject(Answer(kind="asset", status=403, times=None))
@@ -821,9 +834,23 @@ class TestTheServicesErrors:
         hospital.control.inject(Answer(kind="results", status=503, times=None))
         with pytest.raises(TaskDeferred):
             hospital.collector(batch).execute(hospital.context())
-        assert hospital.control.count("results") <= 8
-        assert {row.outcome for row in hospital.rows().values()} == {None}
+        assert hospital.control.count("results") <= 12
+        assert {row.outcome for row in hospital.rows().values()} == {None, "pending"}
         assert len(films) == 40
+
+    def test_a_few_that_never_answer_keep_no_other_from_being_asked(self, hospital):
+        films = hospital.xray(images=30)
+        bad = sorted(film.SOPInstanceUID for film in films)[:10]
+        for uid in bad:
+            hospital.control.inject(Answer(kind="results", status=500, times=None, uid=uid))
+        (batch,) = hospital.plan(wait_seconds=3.0)
+        hospital.upload(batch)
+        with pytest.raises(StepIncompleteError, match="10 of 10"):
+            hospital.collect(batch)
+        rows = hospital.rows()
+        assert {rows[uid].outcome for uid in bad} == {"pending"}
+        assert all(rows[uid].reason.startswith("asking: ") for uid in bad)
+        assert {row.outcome for uid, row in rows.items() if uid not in bad} == {"ready"}
 
     def test_a_ct_that_was_never_computed_is_said_so_after_a_while(self, hospital, monkeypatch):
         monkeypatch.setattr(trigger_module, "GRACE_SECONDS", 0.0)

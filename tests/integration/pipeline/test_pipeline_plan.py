@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 import pydicom
 import pytest
 import requests
-from pipeline_kit import NIGHT, image, slices
+from pipeline_kit import NIGHT, Pager, image, slices
 from pydicom.uid import generate_uid
 
 from qure_provider.emulator.model import Answer
 from qure_provider.ledger.ledger import LeaseLostError, Why
 from qure_provider.operators.plan import QurePlanOperator, run_folder
+from qure_provider.operators.planned import problems_of_plan
 from qure_provider.operators.summarize import NightUnresolvedError
 from qure_provider.settings import IdentityPolicyError
 from qure_provider.store import Store
@@ -517,6 +518,47 @@ class TestWhatIsOwedIsCaughtUp:
         hospital.plan(qure_conn_id="other")
         assert owed not in hospital.rows()
 
+    def test_it_does_not_go_where_another_runs_results_go(self, hospital, owed):
+        hospital.xray("tonight")
+        hospital.plan(deliver_to="research")
+        assert owed not in hospital.rows()
+        with hospital.ledger() as ledger:
+            run = ledger.find_run(dag_id="night", run_id="scheduled__2", group_id="")
+            assert run.counts["left"] == ["scheduled__1"]
+            (problem,) = [text for text in problems_of_plan(Store(str(hospital.root)), run) if "other dest" in text]
+        assert problem.startswith("Results that runs scheduled__1 left waiting go to other destinations")
+
+    def test_what_tonights_export_has_again_is_not_named_as_left(self, hospital):
+        (film,) = hospital.xray("last night")
+        hospital.control.plan(film.StudyInstanceUID, outcome="stuck")
+        hospital.process(hospital.plan(wait_seconds=0.2))
+        hospital.new_run("scheduled__2")
+        hospital.plan(deliver_to="research")
+        with hospital.ledger() as ledger:
+            assert ledger.find_run(dag_id="night", run_id="scheduled__2", group_id="").counts["left"] == []
+
+    @pytest.mark.parametrize(("deliver_to", "is_taken"), [("", True), ("research", False)])
+    def test_another_dag_takes_it_on_where_it_delivers_to_the_same_places(self, hospital, owed, deliver_to, is_taken):
+        hospital.new_run("manual__1", dag_id="by_hand")
+        hospital.xray("tonight")
+        hospital.plan(deliver_to=deliver_to)
+        assert (owed in hospital.rows()) is is_taken
+
+    def test_what_a_dry_run_began_is_delivered_by_no_other(self, hospital):
+        (film,) = hospital.xray("shown only")
+        hospital.control.plan(film.StudyInstanceUID, outcome="stuck")
+        hospital.process(hospital.plan(wait_seconds=0.2, show_only="deliver"), show_only="deliver")
+        hospital.new_run("scheduled__2")
+        hospital.put("tonight.dcm", image("CR"))
+        hospital.plan(files=["tonight.dcm"])
+        assert film.SOPInstanceUID not in hospital.rows()
+
+    def test_a_cleared_run_waits_for_its_own_whatever_its_export_has_by_then(self, hospital, owed):
+        hospital.new_run("scheduled__1", clear_number=1)
+        hospital.xray("exported anew")
+        assert hospital.night(catch_up=False)["outcomes"] == {"ready": 2}
+        assert hospital.rows()[owed].outcome == "ready"
+
     def test_a_result_that_came_too_late_for_a_second_look_is_owed_its_files(self, hospital, owed):
         hospital.sql("UPDATE resources SET outcome = 'ready', settled_at = NULL, ready_at = 1")
         hospital.xray("tonight")
@@ -546,6 +588,42 @@ class TestWhatIsOwedIsCaughtUp:
         assert hospital.rows()[unsent].outcome == "ready"
         assert hospital.sent() == 2
 
+    @pytest.mark.parametrize(("dag_id", "is_sent"), [("night", True), ("by_hand", False)])
+    def test_it_is_not_sent_under_the_identity_policy_of_another_dag(self, hospital, unsent, dag_id, is_sent):
+        hospital.sql(
+            "UPDATE runs SET counts = json_set(counts, '$.terms.policy', 'deidentify') WHERE run_id = 'scheduled__1'"
+        )
+        hospital.new_run("scheduled__2", dag_id=dag_id)
+        hospital.plan(files=["tonight/0.dcm"])
+        assert (unsent in hospital.rows()) is is_sent
+
+    def test_an_export_that_cannot_be_reached_holds_back_nothing_of_tonight(self, hospital, unsent):
+        (manifest,) = hospital.root.glob("runs/*/night__scheduled__1/batch-*.json")
+        content = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps(content | {"export_root": f"/{'x' * 5000}"}))
+        hospital.plan(files=["tonight/0.dcm"])
+        assert len(hospital.rows()) == 1
+        assert unsent not in hospital.rows()
+
+    def test_a_part_of_a_series_is_not_sent_in_place_of_all_of_it(self, hospital):
+        for number, each in enumerate(slices(12)):
+            hospital.put(f"ct/{number}.dcm", each)
+        series = each.SeriesInstanceUID
+        hospital.control.plan(series, outcome="stuck")
+        hospital.process(hospital.plan(wait_seconds=0.2))
+        for number in (10, 11):
+            (hospital.export / f"ct/{number}.dcm").unlink()
+        hospital.new_run("scheduled__2")
+        hospital.process(hospital.plan(wait_seconds=0.2))
+        hospital.sql("UPDATE resources SET outcome = 'not uploaded'")
+        with pytest.raises(NightUnresolvedError):
+            hospital.summarize()
+        hospital.new_run("scheduled__3")
+        hospital.xray("tonight")
+        hospital.plan(files=["tonight/0.dcm"])
+        assert series not in hospital.rows()
+        assert "The store has lost what an earlier night planned" in problem_of(hospital)
+
     def test_without_its_export_it_is_left_to_its_own_night(self, hospital, unsent):
         moved = hospital.export.rename(hospital.export.with_name("tonight"))
         hospital.plan(export=str(moved), files=["tonight/0.dcm"])
@@ -559,6 +637,49 @@ class TestWhatIsOwedIsCaughtUp:
         hospital.xray("tonight")
         hospital.plan(files=["tonight/0.dcm"])
         assert film.SOPInstanceUID not in hospital.rows()
+
+    def test_a_dry_run_takes_the_place_of_nothing(self, hospital):
+        """A report made of what was only shown would lack its result; what is in earnest then is the next revision."""
+        all_of_it = slices(12)
+        for number, each in enumerate(all_of_it[:10]):
+            hospital.put(f"ct/{number}.dcm", each)
+        study, series = each.StudyInstanceUID, each.SeriesInstanceUID
+        (batch,) = hospital.plan()
+        hospital.upload(batch)
+        hospital.compute(batch)
+        for number, each in enumerate(all_of_it[10:]):
+            hospital.put(f"ct/late{number}.dcm", each)
+        first = hospital.run
+        for _ in range(2):
+            hospital.new_run("dry")
+            hospital.plan(show_only="upload")
+            hospital.summarize(show_only="upload")
+            (shown,) = hospital.summary()["resources"]
+            assert (shown["revision"], shown["why"]) == (2, "revision")
+
+        hospital.run = first
+        hospital.collect(batch)
+        with hospital.ledger() as ledger:
+            assert [(row.revision, row.outcome) for row in ledger.rows_of_study(study)] == [(1, "ready")]
+
+        hospital.new_run("scheduled__2")
+        hospital.process(hospital.plan())
+        assert (hospital.rows()[series].revision, hospital.rows()[series].outcome) == (2, "ready")
+        assert hospital.sent() == 22
+
+    def test_what_waits_is_as_it_was_after_a_dry_run(self, hospital):
+        (film,) = hospital.xray()
+        hospital.control.plan(film.StudyInstanceUID, outcome="stuck")
+        hospital.process(hospital.plan(wait_seconds=0.2))
+        hospital.new_run("dry")
+        assert hospital.plan(show_only="upload") == []
+        hospital.summarize(show_only="upload")
+        assert (hospital.rows()[film.SOPInstanceUID].outcome, hospital.summary()["sums_hold"]) == ("timed out", True)
+
+    @pytest.mark.parametrize("show_only", ["upload", "deliver"])
+    def test_a_dry_run_takes_on_nothing_that_would_then_be_delivered_nowhere(self, hospital, owed, show_only):
+        hospital.plan(show_only=show_only)
+        assert owed not in hospital.rows()
 
     def test_a_run_without_a_summary_is_under_way_or_was_stopped_and_keeps_what_it_has_to_send(self, hospital):
         (film,) = hospital.xray("last night")
@@ -724,26 +845,28 @@ class TestARunsOwnFolder:
         assert all(len(part) <= 160 for folder in folders for part in folder.split("/"))
 
 
+def problem_of(hospital, **arguments):
+    """What a red summary says."""
+    with pytest.raises(NightUnresolvedError) as failure:
+        hospital.summarize(**arguments)
+    return str(failure.value)
+
+
 class TestWhatNobodyMayOverlook:
     """What of the export was not sent, and would be green otherwise."""
-
-    def problem(self, hospital):
-        with pytest.raises(NightUnresolvedError) as failure:
-            hospital.summarize()
-        return str(failure.value)
 
     def test_files_that_came_after_the_plan(self, hospital):
         hospital.xray("a")
         batches = hospital.plan()
         hospital.xray("late", images=2)
         hospital.process(batches)
-        assert "2 files came into the export after it was read" in self.problem(hospital)
+        assert "2 files came into the export after it was read" in problem_of(hospital)
 
     def test_a_damaged_image(self, hospital, monkeypatch):
         hospital.xray("good")
         (hospital.export / "bad.dcm").write_bytes(b"SIMULATED")
         hospital.process(hospital.plan())
-        assert "1 files that may be images are quarantined and were not sent (1 not DICOM)" in self.problem(hospital)
+        assert "1 files that may be images are quarantined and were not sent (1 not DICOM)" in problem_of(hospital)
         monkeypatch.setenv("AIRFLOW__QURE__ALLOW_QUARANTINED", "True")
         hospital.summarize()
 
@@ -751,13 +874,53 @@ class TestWhatNobodyMayOverlook:
         hospital.xray("good")
         hospital.put("mr.dcm", image("MR"))
         hospital.process(hospital.plan(files=["good/0.dcm", "mr.dcm"]))
-        assert "Of the files that were chosen, some were not sent: 1 modality not selected" in self.problem(hospital)
+        assert "Of the files that were chosen, some were not sent: 1 modality not selected" in problem_of(hospital)
+
+    def test_what_was_chosen_by_hand_and_the_sites_own_rules_leave_out(self, hospital, monkeypatch):
+        rules = {"modalities": ["CT"]}
+        monkeypatch.setenv("AIRFLOW__QURE__SELECTION", json.dumps(rules))
+        hospital.ct("good")
+        hospital.xray("film")
+        hospital.process(hospital.plan(files=["good", "film/0.dcm"], selection=rules))
+        assert "Of the files that were chosen, some were not sent: 1 modality not selected" in problem_of(hospital)
 
     def test_an_urgent_result_that_nobody_is_told_of(self, hospital):
         series = hospital.ct()[0].SeriesInstanceUID
         hospital.control.plan(series, findings=["subdural_hemorrhage"])
         hospital.process(hospital.plan())
-        assert "1 urgent results, and nobody was told" in self.problem(hospital)
+        assert "1 urgent results, and nobody was told" in problem_of(hospital)
+        for _ in range(2):
+            hospital.summarize(notifiers=[Pager.callback()])
+        assert len(Pager.told) == 1
+
+    def test_an_urgent_result_that_a_notifier_with_wrong_arguments_told_nobody_of(self, hospital):
+        series = hospital.ct()[0].SeriesInstanceUID
+        hospital.control.plan(series, findings=["subdural_hemorrhage"])
+        wrong = [Pager.callback("to nobody")]
+        Pager.problems[:] = [OSError("no such address")] * 100
+        hospital.process(hospital.plan(), notifiers=wrong)
+        assert "1 alerts never got through" in problem_of(hospital, notifiers=wrong)
+        Pager.problems.clear()
+        for _ in range(2):
+            hospital.summarize(notifiers=[Pager.callback()])
+        assert len(Pager.told) == 1
+
+    def test_one_that_came_long_ago_pages_nobody(self, hospital):
+        series = hospital.ct()[0].SeriesInstanceUID
+        hospital.control.plan(series, findings=["subdural_hemorrhage"])
+        hospital.process(hospital.plan())
+        hospital.sql("UPDATE resources SET ready_at = 1")
+        hospital.summarize(notifiers=[Pager.callback()])
+        assert Pager.told == []
+
+    def test_an_image_with_a_finding_that_pages(self, hospital):
+        (film,) = hospital.xray()
+        hospital.control.plan(film.SOPInstanceUID, findings=["pneumothorax"])
+        hospital.process(hospital.plan())
+        hospital.summarize(notifiers=[Pager.callback()])
+        assert Pager.told == []
+        hospital.summarize(notifiers=[Pager.callback()], page_findings=["pneumothorax"])
+        assert len(Pager.told) == 1
 
     def test_which_were_not_chosen_are_in_order(self, hospital):
         hospital.xray("a")
@@ -778,14 +941,14 @@ class TestWhatNobodyMayOverlook:
         hospital.xray("one", StudyInstanceUID=study, PatientID="SIM-1")
         hospital.xray("two", StudyInstanceUID=study, PatientID="SIM-2")
         hospital.process(hospital.plan())
-        assert "disagree about the patient" in self.problem(hospital)
+        assert "disagree about the patient" in problem_of(hospital)
 
     def test_a_ct_series_with_an_unreadable_slice(self, hospital):
         hospital.ct(count=20)
         (hospital.export / "ct/9.dcm").write_bytes(b"")
         hospital.xray("good")
         hospital.process(hospital.plan())
-        assert "it would be sent incomplete" in self.problem(hospital)
+        assert "it would be sent incomplete" in problem_of(hospital)
         assert hospital.sent() == 1
 
     @pytest.mark.parametrize("outcome", ["unsupported", "invalid"])
@@ -794,7 +957,7 @@ class TestWhatNobodyMayOverlook:
             (film,) = hospital.xray(str(number))
             hospital.control.plan(film.SOPInstanceUID, outcome=outcome)
         hospital.process(hospital.plan())
-        assert "Not one of 3 resources has a result" in self.problem(hospital)
+        assert "Not one of 3 resources has a result" in problem_of(hospital)
 
     def test_a_manifest_that_an_earlier_night_lost(self, hospital):
         (film,) = hospital.xray("a")
@@ -804,7 +967,7 @@ class TestWhatNobodyMayOverlook:
         hospital.new_run("scheduled__2")
         hospital.xray("b")
         hospital.process(hospital.plan(files=["b/0.dcm"]))
-        assert "lost what an earlier night planned" in self.problem(hospital)
+        assert "lost what an earlier night planned" in problem_of(hospital)
         assert [row.outcome for row in hospital.rows().values()] == ["ready"]
 
 
@@ -870,6 +1033,7 @@ class TestAnOrphanedPlan:
 
         def overtaken(self, *arguments):
             monkeypatch.setattr(QurePlanOperator, "_divide", real)
+            hospital.xray("came meanwhile")
             batches.extend(hospital.plan())
             return real(self, *arguments)
 
@@ -878,4 +1042,4 @@ class TestAnOrphanedPlan:
             hospital.plan()
         hospital.process(batches)
         hospital.summarize()
-        assert hospital.summary()["outcomes"] == {"ready": 1}
+        assert hospital.summary()["outcomes"] == {"ready": 2}

@@ -401,6 +401,24 @@ class TestCompute:
         hospital.compute(batch)
         assert hospital.control.count("compute") == 0
 
+    def test_what_is_doubted_is_sent_again_though_the_worker_dies_meanwhile(self, hospital, monkeypatch):
+        series = hospital.ct()[0].SeriesInstanceUID
+        (batch,) = hospital.plan()
+
+        def killed(hook, files, *, on_acknowledged, on_doubted):
+            sent = list(files)
+            on_acknowledged(sent)
+            on_doubted(sent)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as dying:
+            dying.setattr(QureHook, "upload", killed)
+            with pytest.raises(KeyboardInterrupt):
+                hospital.upload(batch)
+        assert hospital.rows()[series].uploaded_at is None
+        hospital.upload(batch)
+        assert hospital.sent() == 10
+
     def test_one_that_was_queued_before_is_done(self, hospital):
         series = hospital.ct()[0].SeriesInstanceUID
         (batch,) = hospital.plan()

@@ -304,8 +304,13 @@ def test_a_series_that_stays_short_is_not_reported_as_acknowledged():
     files = make("1.2", 3)
     service = Service(lambda sent: UploadAnswer(vouch(sent).files, ("1.2",), {"1.2": 2}))
 
-    report = service.upload(files, per_request=2)
+    doubted = []
+
+    report = service.upload(
+        files, per_request=2, on_doubted=lambda some: doubted.append((set(some), len(service.sent)))
+    )
 
     assert not report.acknowledged
     assert len(report.failed) == 3
     assert len(service.sent) == 4
+    assert doubted == [(set(files), 2), (set(files), 4)]

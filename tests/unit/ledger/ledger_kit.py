@@ -49,7 +49,7 @@ def plan(ledger, run, *selected, recompute=False):
         batches_of_rows=[
             (entry.selected.route, f"{run.folder}/{number}.json", [row for row in entry.rows if row.why != "done"])
             for number, entry in enumerate(entries)
-            if not entry.is_done
+            if any(row.why != "done" for row in entry.rows)
         ],
         done=[row for entry in entries for row in entry.rows if row.why == "done"],
         counts={"series": len(selected)},

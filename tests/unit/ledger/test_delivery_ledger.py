@@ -414,6 +414,14 @@ class TestTakingBack:
             ledger.deliveries.held(row, "a reason")
         assert [row.urgent for row in ledger.deliveries.in_trouble()] == [True]
 
+    def test_a_withdrawal_is_in_trouble_as_soon_as_its_receiver_could_not_be_reached(self, ledger):
+        owe(ledger, parcel())
+        ledger.deliveries.delivered(claim_one(ledger), {})
+        self.withdraw(ledger)
+        assert ledger.deliveries.in_trouble() == []
+        ledger.deliveries.try_later(claim_one(ledger), "nobody answers")
+        assert [row.kind.value for row in ledger.deliveries.in_trouble()] == ["withdrawal"]
+
 
 def take_all(url, owner, taken):
     """Claim and deliver until nothing is left; in a process or a thread of its own."""

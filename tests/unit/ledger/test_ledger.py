@@ -140,7 +140,7 @@ class TestAssessing:
         (entry,) = ledger.assess([series()])
         finish(ledger, entry.rows[0].id, outcome)
         (again,) = ledger.assess([series()])
-        assert again.is_done
+        assert {row.why for row in again.rows} == {Why.DONE}
         assert again.rows[0].is_resolved
 
     @pytest.mark.parametrize(
@@ -324,12 +324,13 @@ class TestAlerts:
         plan(ledger, run, series(1), series(2))
         first, second = (row.id for row in ledger.rows_of_run(run.id))
         ledger.record_alert(first, "pager", error="OSError")
-        assert ledger.alert_counts(run.id) == {"sent": 0, "failed": 1}
+        assert ledger.alert_counts(run.id, ["pager", "mail"]) == {"sent": 0, "failed": 1}
         ledger.record_alert(first, "pager")
         ledger.record_alert(first, "pager", error="OSError")
         ledger.record_alert(second, "mail", error="E" * 1000)
         assert ledger.sent_alerts([first, second]) == {(first, "pager")}
-        assert ledger.alert_counts(run.id) == {"sent": 1, "failed": 1}
+        assert ledger.alert_counts(run.id, ["pager", "mail"]) == {"sent": 1, "failed": 1}
+        assert ledger.alert_counts(run.id, ["a pager with other arguments"]) == {"sent": 1, "failed": 0}
         assert ledger.sent_alerts([]) == set()
         many = range(100_000)  # more than one statement may name
         assert ledger.sent_alerts(many) == {(first, "pager")}
