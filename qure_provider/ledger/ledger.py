@@ -173,7 +173,7 @@ class Terms:
 
     Attributes:
         policy: The identity policy that it sends under.
-        destinations: A digest of what it delivers where.
+        destinations: A digest of the receivers that it delivers to.
     """
 
     policy: str
@@ -695,7 +695,8 @@ class Ledger:
 
     def study_uids(self) -> list[str]:
         """Return the StudyInstanceUID of every study, newest first."""
-        query = select(studies.c.study_instance_uid).order_by(studies.c.id.desc())
+        meant = select(resources.c.study_id).where(~resources.c.only_shown)
+        query = select(studies.c.study_instance_uid).where(studies.c.id.in_(meant)).order_by(studies.c.id.desc())
         with self._engine.begin() as connection:
             return list(dict.fromkeys(connection.scalars(query)))
 
@@ -811,8 +812,10 @@ class Ledger:
         now = time.time()
         self._update(resource_ids, computed_at=now, outcome=None, reason="", updated_at=now)
 
-    def record_failure(self, resource_ids: Iterable[int], outcome: Outcome, reason: str) -> None:
-        """Record that a step failed for these resources.
+    def record_failure(
+        self, resource_ids: Iterable[int], outcome: Outcome, reason: str, *, is_outdated: bool = False
+    ) -> None:
+        """Record that a step failed for these resources; what another run brought meanwhile stands.
 
         Where no result stands, nothing is known of what its triage means, whatever an earlier answer said.
 
@@ -820,9 +823,15 @@ class Ledger:
             resource_ids: The resources.
             outcome: What is known of them now.
             reason: In fixed words, with what to do where something can be done; no patient data.
+            is_outdated: Whether a ready result is known to be no longer what the service says.
         """
-        known = {} if outcome is Outcome.READY else {"meaning": Meaning.UNKNOWN.value, "triage": None}
-        self._update(resource_ids, outcome=outcome.value, reason=reason, updated_at=time.time(), **known)
+        known: dict[str, Any] = {"outcome": outcome.value, "reason": reason, "updated_at": time.time()}
+        stands: list[ColumnElement[bool]] = []
+        if outcome is not Outcome.READY:
+            known |= {"meaning": Meaning.UNKNOWN.value, "triage": None}
+            is_not_ready = func.coalesce(resources.c.outcome, "") != Outcome.READY.value
+            stands = [] if is_outdated else [is_not_ready]
+        self._update(resource_ids, resources.c.settled_at.is_(None), *stands, **known)
 
     def record_answer(
         self, resource_id: int, answer: ResultAnswer, *, store_path: str | None = None, settled: bool = False

@@ -276,13 +276,13 @@ class QureCollectBatchOperator(QureOperator):
             [row for row, _ in ready],
         ):
             work.check()
+            is_outdated = row.outcome is Outcome.READY and _is_new(row, answers[row.id])
             if isinstance(error, QureRejectedError):
-                work.ledger.record_failure([row.id], Outcome.FAILED, f"fetching: {error}")
+                work.ledger.record_failure([row.id], Outcome.FAILED, f"fetching: {error}", is_outdated=is_outdated)
             elif error is not None:
                 failed[row.id] = error
-                is_outdated = row.outcome is Outcome.READY and _is_new(row, answers[row.id])
                 outcome = Outcome.PENDING if is_outdated else row.outcome or Outcome.PENDING
-                work.ledger.record_failure([row.id], outcome, f"fetching: {error}")
+                work.ledger.record_failure([row.id], outcome, f"fetching: {error}", is_outdated=is_outdated)
         return failed
 
     def _is_second_look(self, row: ResourceRow, answer: ResultAnswer) -> bool:

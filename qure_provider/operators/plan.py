@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.definitions.context import Context
 
 from qure_provider import settings
-from qure_provider.delivery.rules import rules_from
+from qure_provider.delivery.rules import destinations_of, rules_from
 from qure_provider.ledger.batch_ref import BatchRef
 from qure_provider.nights import MAX_NAME, in_night, night_of, safe_name
 from qure_provider.operators.base import QureOperator, as_bool
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OWED_DAYS = 7
-PLAN = "plan.json"
-"""What a run's folder says of its export."""
 
 
 class QurePlanOperator(QureOperator):
@@ -165,17 +163,17 @@ class QurePlanOperator(QureOperator):
                 only_shown=show_only is ShowOnly.UPLOAD,
             )
             counts = _counts(scanned, selection, entries)
-            counts["dry_run"] = show_only.value
-            refs = self._divide(store, ledger, run, entries, export, counts, planner)
-            _write_passed_over(store, run, [*scanned.passed_over, *selection.passed_over])
+            counts |= {"dry_run": show_only.value, "plan": f"{run.folder}/plan-{planner[-8:]}.json"}
             store.write_json(
-                f"{run.folder}/{PLAN}",
+                counts["plan"],
                 {
                     "export": export,
                     "is_whole": not _as_list(self.files),
                     "has_rules": _as_mapping(self.selection) not in ({}, settings.selection()),
                 },
             )
+            refs = self._divide(store, ledger, run, entries, export, counts, planner)
+            _write_passed_over(store, run, [*scanned.passed_over, *selection.passed_over])
         self.log.info(
             "Planned: files=%d series=%d resources=%d batches=%d quarantined=%d",
             counts["found"],
@@ -266,8 +264,8 @@ class QurePlanOperator(QureOperator):
         ]
 
     def _destinations(self) -> str:
-        rules = [asdict(rule) for rule in rules_from(self.deliver_to, self.rules)]
-        return hashlib.sha256(json.dumps(rules).encode()).hexdigest()[:16]
+        names = sorted(destinations_of(rules_from(self.deliver_to, self.rules)))
+        return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
 
 
 def run_folder(night: str, dag_id: str, run_id: str, group_id: str) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qure_provider import settings
-from qure_provider.operators.plan import PLAN
 
 if TYPE_CHECKING:
     from qure_provider.ledger.ledger import RunRow
@@ -28,7 +27,7 @@ def problems_of_plan(store: Store, run: RunRow) -> Iterator[str]:
     from qure_provider.dicom.reasons import Quarantine
     from qure_provider.dicom.select import Reason
 
-    plan = store.read_json(f"{run.folder}/{PLAN}")
+    plan = store.read_json(run.counts.get("plan", f"{run.folder}/plan.json"))  # without: of an earlier version
     held = (
         *(Quarantine.TWO_PATIENTS, Quarantine.TWO_STUDIES, Quarantine.TWO_SERIES, Quarantine.TWO_MODALITIES),
         *(Quarantine.DIFFERENT_COPIES, Reason.INCOMPLETE),
@@ -57,7 +56,7 @@ def problems_of_plan(store: Store, run: RunRow) -> Iterator[str]:
     if runs := run.counts.get("left"):
         yield (
             f"Results that runs {', '.join(runs)} left waiting go to other destinations than this run's, and were not "
-            "asked for: clear those runs."
+            "asked for: clear the collect tasks of those runs."
         )
     if late := _late(plan, run):
         yield f"{late} files came into the export after it was read, and were not sent: run the night again."

@@ -528,6 +528,16 @@ class TestWhatIsOwedIsCaughtUp:
             (problem,) = [text for text in problems_of_plan(Store(str(hospital.root)), run) if "other dest" in text]
         assert problem.startswith("Results that runs scheduled__1 left waiting go to other destinations")
 
+    def test_a_rule_that_changed_changes_nothing_where_the_receivers_are_the_same(self, hospital):
+        (film,) = hospital.xray("last night")
+        hospital.control.plan(film.StudyInstanceUID, outcome="stuck")
+        hospital.process(hospital.plan(wait_seconds=0.2, deliver_to="ris pacs"))
+        hospital.new_run("scheduled__2")
+        hospital.put("tonight.dcm", image("CR"))
+        rules = [{"when": {"product": ["qxr"]}, "send": [], "to": ["ris"]}]
+        hospital.plan(files=["tonight.dcm"], deliver_to=["pacs", "ris"], rules=rules)
+        assert film.SOPInstanceUID in hospital.rows()
+
     def test_what_tonights_export_has_again_is_not_named_as_left(self, hospital):
         (film,) = hospital.xray("last night")
         hospital.control.plan(film.StudyInstanceUID, outcome="stuck")

@@ -318,6 +318,28 @@ class TestLeases:
                 ask()
 
 
+class TestFailures:
+    def test_what_another_run_brought_meanwhile_stands(self, ledger):
+        run = begin(ledger)
+        plan(ledger, run, series(1))
+        (row,) = ledger.rows_of_run(run.id)
+        finish(ledger, row.id)
+        for outcome in (Outcome.PENDING, Outcome.FAILED, Outcome.TIMED_OUT):
+            ledger.record_failure([row.id], outcome, "a question failed")
+        assert [(each.outcome, each.reason) for each in ledger.rows_of_run(run.id)] == [(Outcome.READY, "")]
+
+    def test_a_ready_result_gives_way_only_where_the_service_says_something_else(self, ledger):
+        run = begin(ledger)
+        plan(ledger, run, series(1))
+        (row,) = ledger.rows_of_run(run.id)
+        ledger.record_answer(row.id, ResultAnswer(Outcome.READY, triage="Routine", meaning=Meaning.NO_FINDING))
+        ledger.record_failure([row.id], Outcome.PENDING, "a question failed")
+        assert ledger.rows_of_run(run.id)[0].outcome is Outcome.READY
+        ledger.record_failure([row.id], Outcome.PENDING, "its files failed", is_outdated=True)
+        (row,) = ledger.rows_of_run(run.id)
+        assert (row.outcome, row.meaning, row.triage) == (Outcome.PENDING, Meaning.UNKNOWN, None)
+
+
 class TestAlerts:
     def test_each_is_sent_or_failed_and_once_sent_stays_so(self, ledger):
         run = begin(ledger)
