@@ -234,5 +234,5 @@ def batch_label(store: Path, night: str, series_instance_uid: str) -> str:
     for path in store.glob(f"runs/{night}/*/batch-*.json"):
         text = path.read_text(encoding="utf-8")
         if series_instance_uid in text:
-            return f"{json.loads(text)['batch']['route']}-{path.stem.removeprefix('batch-')}"
+            return f"{json.loads(text)['batch']['route']}-{path.stem.split('-')[1]}"
     return ""
