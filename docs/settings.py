@@ -79,9 +79,9 @@ def page() -> str:
 
 def _selection() -> Iterator[str]:
     yield from _table("rule", "default", "what it is for")
-    told = _attributes(SelectionRules)
-    for item in fields(SelectionRules):
-        default = getattr(SelectionRules(), item.name)
+    told, safe = _attributes(SelectionRules), SelectionRules()
+    for item in fields(safe):
+        default = getattr(safe, item.name)
         value = json.dumps(list(default) if isinstance(default, tuple) else default)
         yield _row(f"`{item.name}`", "" if default is None else f"`{value}`", told[item.name])
 

@@ -191,8 +191,7 @@ class Terms:
         theirs = row["counts"].get("terms")
         if theirs is None:
             return bool(row["is_same_dag"]) and not row["counts"].get("dry_run")
-        is_sent = row["uploaded_at"] is not None and row["outcome"] != Outcome.NOT_UPLOADED.value
-        has_identity = is_sent or row["is_same_dag"] or theirs["policy"] == self.policy
+        has_identity = _is_held(row) or row["is_same_dag"] or theirs["policy"] == self.policy
         return has_identity and theirs["destinations"] == self.destinations and not row["counts"]["dry_run"]
 
 
@@ -826,12 +825,12 @@ class Ledger:
             is_outdated: Whether a ready result is known to be no longer what the service says.
         """
         known: dict[str, Any] = {"outcome": outcome.value, "reason": reason, "updated_at": time.time()}
-        stands: list[ColumnElement[bool]] = []
+        is_open: ColumnElement[bool] = resources.c.settled_at.is_(None)
         if outcome is not Outcome.READY:
             known |= {"meaning": Meaning.UNKNOWN.value, "triage": None}
-            is_not_ready = func.coalesce(resources.c.outcome, "") != Outcome.READY.value
-            stands = [] if is_outdated else [is_not_ready]
-        self._update(resource_ids, resources.c.settled_at.is_(None), *stands, **known)
+            if not is_outdated:
+                is_open &= resources.c.outcome.is_distinct_from(Outcome.READY.value)
+        self._update(resource_ids, is_open, **known)
 
     def record_answer(
         self, resource_id: int, answer: ResultAnswer, *, store_path: str | None = None, settled: bool = False
@@ -1133,8 +1132,7 @@ class _Wanted:
         ]
 
     def is_fewer_than(self, known: RowMapping) -> bool:
-        is_held = known["uploaded_at"] is not None and known["outcome"] != Outcome.NOT_UPLOADED.value
-        return is_held and self._is_of(known) and len(self.instance_uids) < known["instances"]
+        return _is_held(known) and self._is_of(known) and len(self.instance_uids) < known["instances"]
 
     def compare(self, known: RowMapping | None, *, recompute: bool) -> Why:
         if known is None:
@@ -1172,6 +1170,11 @@ class _Wanted:
 
 
 _FINISHED = frozenset({Outcome.READY.value, Outcome.INVALID.value, Outcome.UNSUPPORTED.value})
+
+
+def _is_held(known: Mapping[Any, Any]) -> bool:
+    """Whether the service has all images of a recorded resource: see ``ResourceRow.is_to_be_sent``."""
+    return known["uploaded_at"] is not None and known["outcome"] != Outcome.NOT_UPLOADED.value
 
 
 def _why_known(known: RowMapping) -> Why:

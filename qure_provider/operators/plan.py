@@ -20,7 +20,7 @@ from qure_provider.nights import MAX_NAME, in_night, night_of, safe_name
 from qure_provider.operators.base import QureOperator, as_bool
 from qure_provider.operators.dry_run import ShowOnly, show_only_of
 from qure_provider.operators.reading import scan_export, select_sendable
-from qure_provider.operators.sending import Sender, sender_for
+from qure_provider.operators.sending import Sender, instances_of, sender_for
 from qure_provider.operators.work import manifest_content
 
 if TYPE_CHECKING:
@@ -298,9 +298,9 @@ def _taken_on(
         except (FileNotFoundError, ValueError, KeyError, ManifestError):
             counts["lost"] += [settings.short_ref(row.uid) for row in owed]
             continue
-        lost = [row for row in owed if row.is_to_be_sent and _planned_of(batch, row) < row.instances]
-        counts["lost"] += [settings.short_ref(row.uid) for row in lost]
-        owed = [row for row in owed if row not in lost]
+        lost = {row.id for row in owed if row.is_to_be_sent and len(instances_of(batch, row)) < row.instances}
+        counts["lost"] += [settings.short_ref(row.uid) for row in owed if row.id in lost]
+        owed = [row for row in owed if row.id not in lost]
         if any(row.is_to_be_sent for row in owed) and not _is_there(root):
             owed = [row for row in owed if not row.is_to_be_sent]
         if owed:
@@ -310,18 +310,6 @@ def _taken_on(
                 item for item in batch.series if item.series.series_instance_uid in wanted
             )
     return [(Batch(route, tuple(items)), root, rows[route, root]) for (route, root), items in series.items()]
-
-
-def _planned_of(batch: Batch, row: ResourceRow) -> int:
-    """Count the images of a resource that a batch names."""
-    from qure_provider.api.model import Route
-
-    return sum(
-        row.route is Route.CT or instance.sop_instance_uid == row.uid
-        for item in batch.series
-        if item.series.series_instance_uid == row.series_instance_uid
-        for instance in item.series.instances
-    )
 
 
 def _is_there(root: str) -> bool:

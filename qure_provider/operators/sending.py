@@ -11,7 +11,7 @@ from qure_provider import settings
 
 if TYPE_CHECKING:
     from qure_provider.dicom.deidentify import Deidentified, Deidentifier
-    from qure_provider.dicom.model import Instance, Series
+    from qure_provider.dicom.model import Batch, Instance, Series
     from qure_provider.dicom.pseudonym import IdentityMap
     from qure_provider.hooks.outgoing import HeaderSpool, OutgoingFile
     from qure_provider.ledger.ledger import ResourceRow
@@ -185,7 +185,7 @@ class Deidentifying:
 
         root = open_path(work.export_root)
         export = export_at(root)
-        for instance in instances_of(work, row):
+        for instance in instances_of(work.batch, row):
             if instance.sop_instance_uid not in uids:
                 continue
             with export.open(instance.path) as source:
@@ -233,7 +233,7 @@ def files_of(work: BatchWork, row: ResourceRow) -> list[tuple[str, OutgoingFile]
     root = open_path(work.export_root)
     return [
         (instance.sop_instance_uid, as_it_is(root, row.series_instance_uid, instance))
-        for instance in instances_of(work, row)
+        for instance in instances_of(work.batch, row)
     ]
 
 
@@ -255,13 +255,14 @@ def _place(root: AnyPath, instance: Instance) -> Any:
     return str(path) if isinstance(path, Path) else path
 
 
-def instances_of(work: BatchWork, row: ResourceRow) -> list[Instance]:
-    """Return a resource's instances as they were planned."""
+def instances_of(batch: Batch, row: ResourceRow) -> list[Instance]:
+    """Return a resource's instances as a batch names them, which has its series twice where several nights owe it."""
     from qure_provider.api.model import Route
 
     return [
         instance
-        for series in work.series_of(row.series_instance_uid)
-        for instance in series.instances
+        for selected in batch.series
+        if selected.series.series_instance_uid == row.series_instance_uid
+        for instance in selected.series.instances
         if row.route is Route.CT or instance.sop_instance_uid == row.uid
     ]

@@ -175,9 +175,9 @@ class QureSummarizeOperator(QureOperator):
         """Whether people are told of a result; nobody is paged for one that came longer ago than it is waited for."""
         if row.outcome is not Outcome.READY or (row.ready_at or 0.0) < time.time() - OWED_DAYS * 86_400:
             return False
-        if row.meaning.value in self.page_on or not self.page_findings:
-            return row.meaning.value in self.page_on
-        result, _ = _stored(store, row)
+        if row.meaning.value in self.page_on:
+            return True
+        result = _stored(store, row)[0] if self.page_findings else None
         return result is not None and self._paging().wants(result)
 
     def _summary(

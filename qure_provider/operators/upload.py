@@ -193,7 +193,7 @@ class QureUploadBatchOperator(QureOperator):
 
         work.ledger.pseudonyms.begin([row.id for row in todo], sender.key_id)
         held = work.ledger.acknowledged(row.id for row in todo)
-        planned = {row.id: {instance.sop_instance_uid for instance in instances_of(work, row)} for row in todo}
+        planned = {row.id: {instance.sop_instance_uid for instance in instances_of(work.batch, row)} for row in todo}
         missing = {row_id: uids - held[row_id] for row_id, uids in planned.items()}
         work.ledger.mark_uploaded(row_id for row_id, uids in missing.items() if planned[row_id] and not uids)
         work.ledger.mark_sent_in_parts(

@@ -13,7 +13,7 @@ from qure_provider import settings
 from qure_provider.ledger.batch_ref import BatchRef
 
 if TYPE_CHECKING:
-    from qure_provider.dicom.model import Batch, Series
+    from qure_provider.dicom.model import Batch
     from qure_provider.ledger.ledger import Ledger, ResourceRow, RunRow
     from qure_provider.store import Store
 
@@ -49,11 +49,6 @@ class BatchWork:
     def check(self) -> None:
         """Raise ``LeaseLostError`` if another try has taken the batch over."""
         self.ledger.check_lease(self.batch_id, self.owner)
-
-    def series_of(self, series_instance_uid: str) -> list[Series]:
-        """Return the series of that UID; several where its images are owed from several nights."""
-        series = [selected.series for selected in self.batch.series]
-        return [each for each in series if each.series_instance_uid == series_instance_uid]
 
 
 @contextmanager

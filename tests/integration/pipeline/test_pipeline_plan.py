@@ -483,13 +483,19 @@ class TestWhatTheServiceNoLongerHolds:
         assert hospital.sent() == 10
 
 
+def leave_waiting(hospital, *, show_only="", **planned):
+    """Export a film, and run a night that ends before its result is there; return the film."""
+    (film,) = hospital.xray("last night")
+    hospital.control.plan(film.StudyInstanceUID, outcome="stuck")
+    hospital.process(hospital.plan(wait_seconds=0.2, show_only=show_only, **planned), show_only=show_only)
+    return film
+
+
 class TestWhatIsOwedIsCaughtUp:
     @pytest.fixture
     def owed(self, hospital):
         """A film whose result did not come last night, and an export of tonight without it."""
-        (film,) = hospital.xray("last night")
-        hospital.control.plan(film.StudyInstanceUID, outcome="stuck")
-        hospital.process(hospital.plan(wait_seconds=0.2))
+        film = leave_waiting(hospital)
         hospital.control.clear_plans()
         shutil.rmtree(hospital.export)
         hospital.export.mkdir()
@@ -529,9 +535,7 @@ class TestWhatIsOwedIsCaughtUp:
         assert problem.startswith("Results that runs scheduled__1 left waiting go to other destinations")
 
     def test_a_rule_that_changed_changes_nothing_where_the_receivers_are_the_same(self, hospital):
-        (film,) = hospital.xray("last night")
-        hospital.control.plan(film.StudyInstanceUID, outcome="stuck")
-        hospital.process(hospital.plan(wait_seconds=0.2, deliver_to="ris pacs"))
+        film = leave_waiting(hospital, deliver_to="ris pacs")
         hospital.new_run("scheduled__2")
         hospital.put("tonight.dcm", image("CR"))
         rules = [{"when": {"product": ["qxr"]}, "send": [], "to": ["ris"]}]
@@ -539,9 +543,7 @@ class TestWhatIsOwedIsCaughtUp:
         assert film.SOPInstanceUID in hospital.rows()
 
     def test_what_tonights_export_has_again_is_not_named_as_left(self, hospital):
-        (film,) = hospital.xray("last night")
-        hospital.control.plan(film.StudyInstanceUID, outcome="stuck")
-        hospital.process(hospital.plan(wait_seconds=0.2))
+        leave_waiting(hospital)
         hospital.new_run("scheduled__2")
         hospital.plan(deliver_to="research")
         with hospital.ledger() as ledger:
@@ -555,9 +557,7 @@ class TestWhatIsOwedIsCaughtUp:
         assert (owed in hospital.rows()) is is_taken
 
     def test_what_a_dry_run_began_is_delivered_by_no_other(self, hospital):
-        (film,) = hospital.xray("shown only")
-        hospital.control.plan(film.StudyInstanceUID, outcome="stuck")
-        hospital.process(hospital.plan(wait_seconds=0.2, show_only="deliver"), show_only="deliver")
+        film = leave_waiting(hospital, show_only="deliver")
         hospital.new_run("scheduled__2")
         hospital.put("tonight.dcm", image("CR"))
         hospital.plan(files=["tonight.dcm"])
@@ -616,9 +616,7 @@ class TestWhatIsOwedIsCaughtUp:
         assert unsent not in hospital.rows()
 
     def test_a_part_of_a_series_is_not_sent_in_place_of_all_of_it(self, hospital):
-        for number, each in enumerate(slices(12)):
-            hospital.put(f"ct/{number}.dcm", each)
-        series = each.SeriesInstanceUID
+        series = hospital.ct(count=12)[0].SeriesInstanceUID
         hospital.control.plan(series, outcome="stuck")
         hospital.process(hospital.plan(wait_seconds=0.2))
         for number in (10, 11):
@@ -678,9 +676,7 @@ class TestWhatIsOwedIsCaughtUp:
         assert hospital.sent() == 22
 
     def test_what_waits_is_as_it_was_after_a_dry_run(self, hospital):
-        (film,) = hospital.xray()
-        hospital.control.plan(film.StudyInstanceUID, outcome="stuck")
-        hospital.process(hospital.plan(wait_seconds=0.2))
+        film = leave_waiting(hospital)
         hospital.new_run("dry")
         assert hospital.plan(show_only="upload") == []
         hospital.summarize(show_only="upload")
@@ -862,6 +858,13 @@ def problem_of(hospital, **arguments):
     return str(failure.value)
 
 
+def process_urgent(hospital, **arguments):
+    """Export a CT whose result is urgent, and bring it home."""
+    series = hospital.ct()[0].SeriesInstanceUID
+    hospital.control.plan(series, findings=["subdural_hemorrhage"])
+    hospital.process(hospital.plan(), **arguments)
+
+
 class TestWhatNobodyMayOverlook:
     """What of the export was not sent, and would be green otherwise."""
 
@@ -895,20 +898,16 @@ class TestWhatNobodyMayOverlook:
         assert "Of the files that were chosen, some were not sent: 1 modality not selected" in problem_of(hospital)
 
     def test_an_urgent_result_that_nobody_is_told_of(self, hospital):
-        series = hospital.ct()[0].SeriesInstanceUID
-        hospital.control.plan(series, findings=["subdural_hemorrhage"])
-        hospital.process(hospital.plan())
+        process_urgent(hospital)
         assert "1 urgent results, and nobody was told" in problem_of(hospital)
         for _ in range(2):
             hospital.summarize(notifiers=[Pager.callback()])
         assert len(Pager.told) == 1
 
     def test_an_urgent_result_that_a_notifier_with_wrong_arguments_told_nobody_of(self, hospital):
-        series = hospital.ct()[0].SeriesInstanceUID
-        hospital.control.plan(series, findings=["subdural_hemorrhage"])
         wrong = [Pager.callback("to nobody")]
         Pager.problems[:] = [OSError("no such address")] * 100
-        hospital.process(hospital.plan(), notifiers=wrong)
+        process_urgent(hospital, notifiers=wrong)
         assert "1 alerts never got through" in problem_of(hospital, notifiers=wrong)
         Pager.problems.clear()
         for _ in range(2):
@@ -916,9 +915,7 @@ class TestWhatNobodyMayOverlook:
         assert len(Pager.told) == 1
 
     def test_one_that_came_long_ago_pages_nobody(self, hospital):
-        series = hospital.ct()[0].SeriesInstanceUID
-        hospital.control.plan(series, findings=["subdural_hemorrhage"])
-        hospital.process(hospital.plan())
+        process_urgent(hospital)
         hospital.sql("UPDATE resources SET ready_at = 1")
         hospital.summarize(notifiers=[Pager.callback()])
         assert Pager.told == []
