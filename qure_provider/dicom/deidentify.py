@@ -6,7 +6,7 @@ image's kind is known for it, and a face that could be rebuilt from a head CT is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import lru_cache
@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from qure_provider.dicom.header import EXPLICIT, Alike, Element, Encoding, Passage, read_file_header
 from qure_provider.dicom.identifying import LOOKED_FOR, Identifying, UndecodableError, identifying
-from qure_provider.dicom.kinds import refusal_for
+from qure_provider.dicom.kinds import is_looked_at, refusal_for
 from qure_provider.dicom.model import Identity
 from qure_provider.dicom.profile import Action, Profile
 from qure_provider.dicom.pseudonym import REGISTERED, IdentityMap, Patient, Pseudonymizer
@@ -47,6 +47,7 @@ _META_VERSION, _META_LENGTH, _IMPLEMENTATION_CLASS, _IMPLEMENTATION_VERSION = (
     *(0x00020001, 0x00020000, 0x00020012, 0x00020013),
 )
 _PREAMBLE = bytes(128) + b"DICM"
+_DECIDING = frozenset({SOP_CLASS, SERIES_INSTANCE, *_OF_STUDY, *LOOKED_FOR})
 _MAY_NAME = frozenset({"PN", "SQ", "UN"})
 _OLDEST = 90
 _BABY, _NEWBORN = 2 * 12, 1
@@ -83,22 +84,40 @@ class Deidentified:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What a passage comes to in any file of its study.
+    """What passages come to in any file of their study.
 
     Attributes:
-        values: Of its public elements, by tag.
+        values: Of their public elements, by tag.
         identifying: What identifies in them.
         pieces: What is left of them.
         trace: What was done to them.
     """
 
-    values: Mapping[int, bytes]
-    identifying: frozenset[Identifying]
-    pieces: list[Piece]
-    trace: Trace
+    values: Mapping[int, bytes] = field(default_factory=dict)
+    identifying: frozenset[Identifying] = frozenset()
+    pieces: Sequence[Piece] = ()
+    trace: Trace = field(default_factory=Trace)
+
+    @classmethod
+    def of_all(cls, parts: Iterable[_Part]) -> _Part:
+        """Puts several together."""
+        values: dict[int, bytes] = {}
+        identifying: frozenset[Identifying] = frozenset()
+        pieces: list[Piece] = []
+        trace = Trace()
+        for part in parts:
+            values.update(part.values)
+            identifying |= part.identifying
+            pieces += part.pieces
+            trace.uids.update(part.trace.uids)
+            trace.dates.update(part.trace.dates)
+        return cls(values, identifying, pieces, trace)
 
 
-@dataclass(frozen=True, slots=True)
+_NOTHING = _Part()
+
+
+@dataclass(slots=True)
 class _Study:
     """What files that agree about whose they are have in common.
 
@@ -109,7 +128,9 @@ class _Study:
         scope: How their datasets are written.
         rewriter: Rewrites these.
         alike: What their headers have in common.
-        parts: What that comes to.
+        parts: What each passage of that comes to.
+        met: The passages that the latest of them has, and what they come to together.
+        is_judged: Whether a file that has these, and decides nothing besides, may leave as one of this study.
     """
 
     key: tuple[Any, ...]
@@ -119,6 +140,8 @@ class _Study:
     rewriter: Rewriter
     alike: Alike
     parts: WeakKeyDictionary[Passage, _Part] = field(default_factory=WeakKeyDictionary)
+    met: tuple[Sequence[Passage], _Part] = ((), _NOTHING)
+    is_judged: bool = False
 
 
 class Deidentifier:
@@ -172,31 +195,32 @@ class Deidentifier:
     def _deidentify(self, source: Source, trace: Trace, *, explain: bool) -> Deidentified:
         last = None if explain else self._last
         header = read_file_header(source, last.alike if last else None)
-        met = [self._part(last, passage) for passage in header.met] if last else []
+        met = self._met(last, header.met) if last else _NOTHING
         elements = header.elements if explain else self._treated(header.elements)
-        values = _values(header.data, elements)
-        for part in met:
-            values.update(part.values)
-        if refusal := refusal_for(values):
-            raise DeidentifyError(refusal)
+        values = {**met.values, **_values(header.data, elements)}
         sop_class, sop_instance, series, study_uid = (
             plain(values.get(tag, b"")) for tag in (SOP_CLASS, SOP_INSTANCE, SERIES_INSTANCE, _STUDY)
         )
         if any(not uid or "\\" in uid or uid.startswith(REGISTERED) for uid in (sop_instance, series, study_uid)):
             raise DeidentifyError(Refusal.NO_UID)
-        scope = Scope(header.encoding, known_decoder(values.get(CHARACTER_SET, b"")))
-        found = _identifying(scope, header.data, elements, self._profile).union(*(part.identifying for part in met))
-        key = (header.transfer_syntax_uid, *map(values.get, _OF_STUDY), found)
-        if last and last.key != key:
-            last = self._last = None
-            if met:  # read by another study's passages
-                return self._deidentify(source, trace, explain=explain)
-        study = last or self._new_study(key, scope, values, found)
-        pieces = study.rewriter.rewrite(header.data, elements, trace, explain=explain)
-        for part in met:
-            pieces += part.pieces
-            trace.uids.update(part.trace.uids)
-            trace.dates.update(part.trace.dates)
+        decides = any(tag in _DECIDING or vr in _MAY_NAME or is_looked_at(tag) for tag, vr, *_ in elements)
+        if last and last.is_judged and not decides:
+            study = last
+        else:
+            if refusal := refusal_for(values):
+                raise DeidentifyError(refusal)
+            scope = Scope(header.encoding, known_decoder(values.get(CHARACTER_SET, b"")))
+            found = met.identifying | _identifying(scope, header.data, elements, self._profile)
+            key = (header.transfer_syntax_uid, *map(values.get, _OF_STUDY), found)
+            if last and last.key != key:
+                last = self._last = None
+                if header.met:  # read by another study's passages
+                    return self._deidentify(source, trace, explain=explain)
+            study = last or self._new_study(key, scope, values, found)
+            study.is_judged = not decides
+        pieces = [*met.pieces, *study.rewriter.rewrite(header.data, elements, trace, explain=explain)]
+        trace.uids.update(met.trace.uids)
+        trace.dates.update(met.trace.dates)
         new_uids = {meant: new for new, meant in trace.uids.items()}
         if not new_uids.keys() >= {sop_instance, series, study_uid}:  # one is written as a sequence
             raise DeidentifyError(Refusal.NO_UID)
@@ -216,6 +240,13 @@ class Deidentifier:
     def _treated(self, elements: Iterable[Element]) -> list[Element]:
         """Elements without those that are removed in any case: private ones, where the profile has none that stay."""
         return [each for each in elements if not each[0] & PRIVATE or self._profile.safe_private]
+
+    def _met(self, study: _Study, passages: Sequence[Passage]) -> _Part:
+        """What passages come to together, which in most files of a study are those of the file before."""
+        if study.met[0] != passages:
+            study.is_judged = False
+            study.met = passages, _Part.of_all(self._part(study, passage) for passage in passages)
+        return study.met[1]
 
     def _part(self, study: _Study, passage: Passage) -> _Part:
         part = study.parts.get(passage)

@@ -32,6 +32,8 @@ SHORT_VRS = frozenset(
     }
 )
 
+_LONG_CODES, _SHORT_CODES = (frozenset(vr.encode() for vr in vrs) for vrs in (LONG_VRS, SHORT_VRS))
+_SHORT_HEAD = struct.Struct("<HH2sH")
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF
 _LAST_OF_FILE_HEADER, _DELIMITERS = 0x0007FFFF, 0xFFFC0000
@@ -390,14 +392,14 @@ def _meta(data: bytes) -> tuple[str, int]:
     while True:
         if position + 12 > len(data):
             raise _ShortError
-        group, number, code, length = struct.unpack_from("<HH2sH", data, position)
+        group, number, vr, length = _SHORT_HEAD.unpack_from(data, position)
         if group != 2:
             break
-        vr, value = code.decode("latin-1"), position + 8
-        if vr in LONG_VRS:
+        value = position + 8
+        if vr in _LONG_CODES:
             (length,) = struct.unpack_from("<L", data, value)
             value += 4
-        elif vr not in SHORT_VRS:
+        elif vr not in _SHORT_CODES:
             raise DeidentifyError(Refusal.BROKEN)
         position = value + length
         if group << 16 | number == TRANSFER_SYNTAX:

@@ -26,6 +26,11 @@ _DIRECT = frozenset({"", "DI"})
 _FIRST_OVERLAY, _ROWS, _DATA = 0x60000000, 0x0010, 0x3000
 
 
+def is_looked_at(tag: int) -> bool:
+    """Tells whether :func:`refusal_for` looks at an element."""
+    return tag >= _FIRST_OVERLAY or tag in _TELLING
+
+
 def refusal_for(values: Mapping[int, bytes]) -> Refusal | None:
     """Tells whether an image may have identifying text in its pixels.
 

@@ -2,6 +2,7 @@
 
 import struct
 from contextlib import suppress
+from itertools import product
 from random import Random
 
 import pytest
@@ -845,12 +846,13 @@ CHANGES = {
     "OperatorsName": ["Chest^X", "SIMULATED"],
     "StudyInstanceUID": ["1.2.3"],
     "StudyTime": ["1016"],
+    "ReferringPhysicianName": ["Chest", "SIMULATED"],
     "AcquisitionDate": ["20240501", "none"],
     "SeriesDescription": ["SIMULATED", "chest", None],
     "ManufacturerModelName": ["SIMULATED", "chest", "Quäxlinger"],
     "ImageComments": ["SIM-1", "SIM-2"],
     "FrameOfReferenceUID": ["1.2.3", "1.2.3.4"],
-    "BurnedInAnnotation": ["YES"],
+    "BurnedInAnnotation": ["NO", "YES"],
     "BodyPartExamined": ["CHEST", "SIM-2"],
     "syntax": SYNTAXES,
     "creator": ["OTHER", ""],
@@ -860,45 +862,75 @@ CHANGES = {
 """What some files of a series have otherwise than the rest; ``damage`` is counted back from the end of the header."""
 
 
+def outcome(content, deidentifier):
+    try:
+        return as_sent(content, deidentifier)
+    except DeidentifyError as error:
+        return error.reason
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 @pytest.mark.parametrize("profile", [None, STRICT, Profile.from_mapping({"safe_private": {"SAFE": ["0019xx23"]}})])
-def test_a_file_becomes_the_same_whatever_came_before_it(export, profile):
-    uids = {"StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid()}
-    usual = {**uids, "SeriesDescription": "of Quäxlinger", "FrameOfReferenceUID": "1.2.3.5", "SeriesDate": "20240502"}
+class TestWhateverCameBefore:
+    """A file becomes the same as it does by itself."""
 
-    def made(changes, number):
-        values = {**usual, "InstanceNumber": number, **changes}
-        creator, damage = values.pop("creator", "SAFE"), values.pop("damage", None)
-        item = Dataset()
-        item.CodeMeaning, item.PersonName = values.pop("meaning", "of the chest"), "SIMULATED"
-        dataset = export.dataset("CT", ViewCodeSequence=[item], **values)
-        block = dataset.private_block(0x0019, creator or "SAFE", create=True)
-        block.add_new(0x23, "LO", "something")
-        if not creator:
-            del dataset[0x00190010]
-        content = saved(dataset)
-        if damage:
-            place = len(content) - 256 - damage[0]
-            content = content[:place] + damage[1] + content[place + len(damage[1]) :]
-        return content
+    @pytest.fixture
+    def make(self, export):
+        uids = {"StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid()}
+        usual = {
+            **uids,
+            "SeriesDescription": "of Quäxlinger",
+            "FrameOfReferenceUID": "1.2.3.5",
+            "SeriesDate": "20240502",
+        }
 
-    def outcome(content, deidentifier):
-        try:
-            return as_sent(content, deidentifier)
-        except DeidentifyError as error:
-            return error.reason
+        def made(changes, number):
+            values = {**usual, "InstanceNumber": number, **changes}
+            creator, damage = values.pop("creator", "SAFE"), values.pop("damage", None)
+            item = Dataset()
+            item.CodeMeaning, item.PersonName = values.pop("meaning", "of the chest"), "SIMULATED"
+            dataset = export.dataset("CT", ViewCodeSequence=[item], **values)
+            block = dataset.private_block(0x0019, creator or "SAFE", create=True)
+            block.add_new(0x23, "LO", "something")
+            if not creator:
+                del dataset[0x00190010]
+            content = saved(dataset)
+            if damage:
+                place = len(content) - 256 - damage[0]
+                content = content[:place] + damage[1] + content[place + len(damage[1]) :]
+            return content
 
-    rng = Random(0)
-    for _ in range(80):
-        deidentifier, common = a_deidentifier(profile), {}
-        for number in range(rng.randint(4, 7)):
-            some = {name: rng.choice(CHANGES[name]) for name in rng.sample(sorted(CHANGES), rng.choice((0, 1, 1, 2)))}
-            if number == 0 or rng.random() < 0.1:
-                common = {**common, **some}
-            content = made({**common, **some}, number)
-            if rng.random() < 0.05:
-                with suppress(DeidentifyError):
-                    deidentifier.explain(Memory(content))
+        return made
+
+    def test_in_any_order(self, make, profile):
+        rng = Random(0)
+        for _ in range(80):
+            deidentifier, common = a_deidentifier(profile), {}
+            for number in range(rng.randint(4, 7)):
+                some = {
+                    name: rng.choice(CHANGES[name]) for name in rng.sample(sorted(CHANGES), rng.choice((0, 1, 1, 2)))
+                }
+                if number == 0 or rng.random() < 0.1:
+                    common = {**common, **some}
+                content = make({**common, **some}, number)
+                if rng.random() < 0.05:
+                    with suppress(DeidentifyError):
+                        deidentifier.explain(Memory(content))
+                assert outcome(content, deidentifier) == outcome(content, a_deidentifier(profile))
+
+    @pytest.mark.parametrize("name", CHANGES)
+    def test_where_an_attribute_differs_now_and_then(self, make, profile, name):
+        for often, once in product(({name: value} for value in CHANGES[name]), repeat=2):
+            deidentifier = a_deidentifier(profile)
+            for number, changes in enumerate((often, {}, {}, {}, once, {}, once)):
+                content = make(changes, number)
+                assert outcome(content, deidentifier) == outcome(content, a_deidentifier(profile))
+
+    def test_where_one_is_gone_that_told_whose_it_is(self, make, profile):
+        deidentifier = a_deidentifier(profile)
+        for number, accession in enumerate((*["A2002"] * 4, None, "A2002")):
+            around = {"ContentTime": f"10160{number}", "InstanceAvailability": ("ONLINE", "OFFLINE")[number % 2]}
+            content = make({**around, "AccessionNumber": accession}, number)
             assert outcome(content, deidentifier) == outcome(content, a_deidentifier(profile))
 
 
