@@ -91,9 +91,10 @@ def deidentified(job: Job) -> Send:
                 done = deidentifier.deidentify(source)
                 version = FileVersion(source.size, source.modified)
             # the sink vouches for one series alone, so it goes by its own name
-            yield replace(
-                file,
+            yield OutgoingFile(
                 sop_instance_uid=done.sop_instance_uid,
+                series_instance_uid=file.series_instance_uid,
+                path=file.path,
                 size=done.size,
                 header=spool.keep(done.header),
                 offset=done.offset,

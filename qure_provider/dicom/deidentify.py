@@ -173,7 +173,7 @@ class Deidentifier:
             DeidentifyError: If nobody can be sure that it would not tell whose it is. It is to be quarantined.
             UnfitError: If it cannot be read.
         """
-        return self._deidentify(source, Trace(), explain=False)
+        return self._deidentify(source, Trace())
 
     def explain(self, source: Source) -> tuple[Change, ...]:
         """Tells what becomes of each attribute of a file.
@@ -188,15 +188,15 @@ class Deidentifier:
             DeidentifyError: As :meth:`deidentify` does.
             UnfitError: If it cannot be read.
         """
-        trace = Trace()
-        self._deidentify(source, trace, explain=True)
+        trace = Trace(explains=True)
+        self._deidentify(source, trace)
         return tuple(sorted(trace.changes, key=lambda change: change.tags[0]))
 
-    def _deidentify(self, source: Source, trace: Trace, *, explain: bool) -> Deidentified:
-        last = None if explain else self._last
+    def _deidentify(self, source: Source, trace: Trace) -> Deidentified:
+        last = None if trace.explains else self._last
         header = read_file_header(source, last.alike if last else None)
         met = self._met(last, header.met) if last else _NOTHING
-        elements = header.elements if explain else self._treated(header.elements)
+        elements = header.elements if trace.explains else self._treated(header.elements)
         values = {**met.values, **_values(header.data, elements)}
         sop_class, sop_instance, series, study_uid = (
             plain(values.get(tag, b"")) for tag in (SOP_CLASS, SOP_INSTANCE, SERIES_INSTANCE, _STUDY)
@@ -215,17 +215,17 @@ class Deidentifier:
             if last and last.key != key:
                 last = self._last = None
                 if header.met:  # read by another study's passages
-                    return self._deidentify(source, trace, explain=explain)
+                    return self._deidentify(source, trace)
             study = last or self._new_study(key, scope, values, found)
             study.is_judged = not decides
-        pieces = [*met.pieces, *study.rewriter.rewrite(header.data, elements, trace, explain=explain)]
+        pieces = [*met.pieces, *study.rewriter.rewrite(header.data, elements, trace)]
         trace.uids.update(met.trace.uids)
         trace.dates.update(met.trace.dates)
         new_uids = {meant: new for new, meant in trace.uids.items()}
         if not new_uids.keys() >= {sop_instance, series, study_uid}:  # one is written as a sequence
             raise DeidentifyError(Refusal.NO_UID)
-        dataset = study.rewriter.joined(pieces, trace, explain=explain)
-        if not explain:
+        dataset = study.rewriter.joined(pieces, trace)
+        if not trace.explains:
             study.alike.learn(header)  # only now: what of it is met again has been found fit to leave
             self._last = study
         return Deidentified(

@@ -73,12 +73,13 @@ class Pseudonymizer:
         ValueError: If it is shorter.
     """
 
-    __slots__ = ("_keyed",)
+    __slots__ = ("_keyed", "_keyed_for_uids")
 
     def __init__(self, key: bytes) -> None:
         if len(key) < KEY_LENGTH:
             raise ValueError(f"the key for pseudonyms has {len(key)} bytes: it needs {KEY_LENGTH} random ones or more")
         self._keyed = hmac.new(key, digestmod="sha256")
+        self._keyed_for_uids = self._hashed(self._keyed, "uid")
 
     def __repr__(self) -> str:
         return f"Pseudonymizer(key_id={self.key_id!r})"
@@ -97,7 +98,7 @@ class Pseudonymizer:
         Returns:
             The new UID, of 44 characters at most.
         """
-        number = int.from_bytes(self._digest("uid", original)[:16], "big")
+        number = int.from_bytes(self._hashed(self._keyed_for_uids, original).digest()[:16], "big")
         number = number & ~(0xF << 76) | 0x8 << 76
         number = number & ~(0x3 << 62) | 0x2 << 62
         return f"2.25.{number}"
@@ -157,12 +158,16 @@ class Pseudonymizer:
         return base64.b32encode(self._digest(purpose, *_parts(patient), *more)).decode()[: _CODE_LENGTH - 1]
 
     def _digest(self, *parts: str) -> bytes:
+        return self._hashed(self._keyed, *parts).digest()
+
+    @staticmethod
+    def _hashed(keyed: hmac.HMAC, *parts: str) -> hmac.HMAC:
         """The keyed hash of texts, each with its length, so that no two lists of texts are the same bytes."""
-        code = self._keyed.copy()
+        code = keyed.copy()
         for part in parts:
             encoded = part.encode("utf-8", "surrogatepass")
             code.update(b"%d:%b" % (len(encoded), encoded))
-        return code.digest()
+        return code
 
 
 def _parts(patient: Patient) -> tuple[str, str, str]:

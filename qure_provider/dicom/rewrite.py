@@ -70,18 +70,21 @@ class Trace:
     """What was done on the way through a header.
 
     Attributes:
+        explains: Whether each change is noted.
         uids: From each new UID to the source's.
         dates: From each new date to the source's.
         changes: What was done to each attribute; those of a sequence follow it.
     """
 
+    explains: bool = False
     uids: dict[str, str] = field(default_factory=dict)
     dates: dict[str, str] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
 
     def note(self, within: tuple[int, ...], tag: int, action: Action) -> None:
         """Adds what was done to an attribute."""
-        self.changes.append(Change((*within, tag), action))
+        if self.explains:
+            self.changes.append(Change((*within, tag), action))
 
 
 Piece = tuple[int, bytes]
@@ -159,16 +162,16 @@ class Rewriter:
         self._shift = shift
         self._scope = scope
         self._written = written
+        self._new: list[Piece] = [(tag, piece) for tag, (piece, _) in written.items()]
         self._finder = Finder(identifying)
 
-    def rewrite(self, data: bytes, elements: Iterable[Element], trace: Trace, *, explain: bool = False) -> list[Piece]:
+    def rewrite(self, data: bytes, elements: Iterable[Element], trace: Trace) -> list[Piece]:
         """Rewrites elements of a dataset, all of its private ones or none.
 
         Args:
             data: What they lie in.
             elements: They, in order.
             trace: Takes what is done on the way.
-            explain: Whether each attribute is noted there.
 
         Returns:
             What is left of them.
@@ -186,8 +189,7 @@ class Rewriter:
             if action is Action.REMOVE or (action is Action.KEEP and vr in _NUMBERS):
                 if action is Action.KEEP:
                     pieces.append((tag, data[start:end]))
-                if explain:
-                    trace.note((), tag, action)
+                trace.note((), tag, action)
             else:
                 pieces.append((tag, self._treat(self._scope, data, element, action, trace)))
         return pieces
@@ -198,24 +200,20 @@ class Rewriter:
         rows = [list(row) for _, row in groupby(pieces, lambda piece: bisect(written, piece[0]))]
         return [(row[0][0], b"".join([piece for _, piece in row])) for row in rows]
 
-    def joined(self, pieces: Iterable[Piece], trace: Trace, *, explain: bool) -> bytes:
+    def joined(self, pieces: Iterable[Piece], trace: Trace) -> bytes:
         """Puts the pieces of a dataset together, and those that are written anew.
 
         Args:
             pieces: What is left of all its elements, in any order.
-            trace: Takes what is done on the way.
-            explain: Whether what is written anew is noted there.
+            trace: Takes what is written anew.
 
         Returns:
             The dataset's new bytes, up to its pixel data.
         """
-        whole = [*pieces]
-        for tag, (piece, action) in self._written.items():
-            whole.append((tag, piece))
-            if explain:
+        if trace.explains:
+            for tag, (_, action) in self._written.items():
                 trace.note((), tag, action)
-        whole.sort()
-        return b"".join([piece for _, piece in whole])
+        return b"".join([piece for _, piece in sorted([*pieces, *self._new])])
 
     def _treat(self, scope: Scope, data: bytes, element: Element, action: Action, trace: Trace) -> bytes:
         """Gives one element as it stays; nothing where it does not."""
