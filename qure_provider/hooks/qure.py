@@ -107,8 +107,8 @@ class QureHook(BaseHook):
         stays away, the rest is given up at once.
 
         Args:
-            files: What to send. An iterator is asked for more while others are sent; what it was not asked for, since
-                the service stays away, is in no part of the report.
+            files: What to send. An iterator is asked for half a second, and for more while others are sent; what it
+                was not asked for, since the service stays away, is in no part of the report.
             on_acknowledged: Called in the calling thread, after each answer, with what it acknowledged: record it
                 there, and a later call needs to send only the rest. What it raises ends the upload.
             on_doubted: Called in the calling thread with what was acknowledged and is sent again, for the service says

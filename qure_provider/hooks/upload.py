@@ -24,6 +24,9 @@ MAX_SENDS = 3
 """How often a file is sent that the service does not acknowledge; the last time alone."""
 
 _STOP_CHECK_SECONDS = 1.0
+_HEAD_START_SECONDS = 0.5
+"""For how long an iterator's files are prepared before the first is sent: each takes two or three times as long once
+others send, which want the processor and Python's lock, too."""
 
 
 class UploadStoppedError(Exception):
@@ -141,8 +144,8 @@ class UploadRun:
         """Upload files; ``report`` tells afterwards what became of them.
 
         Args:
-            files: What to send, in order. They are taken as requests have room for them, so that an iterator can
-                prepare them while others are sent; a sequence is accounted for whole, whatever was taken.
+            files: What to send, in order. An iterator is asked for half a second, then as requests have room, so that
+                it can prepare files while others are sent; a sequence is accounted for whole, whatever was taken.
 
         Raises:
             QureSettingsError: Token, Source, base URL or the like are wrong. What was under way has ended and has been
@@ -150,8 +153,12 @@ class UploadRun:
         """
         if isinstance(files, Sequence):
             self._files = dict.fromkeys(files)
-            files = self._files
-        self._coming = iter(files)
+            self._coming = iter(self._files)
+        else:
+            self._coming = iter(files)
+            begins_at = time.monotonic() + _HEAD_START_SECONDS
+            while time.monotonic() < begins_at and self._take_in():
+                pass
         under_way: dict[Future[UploadAnswer], tuple[OutgoingFile, ...]] = {}
         try:
             while not self._is_stopped():
@@ -213,21 +220,26 @@ class UploadRun:
 
     def _has_next(self) -> bool:
         """Tell whether there is a request to send, and fill one if none is waiting."""
-        while not self._waiting:
-            file = next(self._coming, None)
-            size = 0 if file is None else part_size(file)
-            if self._next and (file is None or self._next_size + size + CLOSING_SIZE > self._limit):
-                self._waiting.append(tuple(self._next))
-                self._next, self._next_size = [], 0
-            if file is None:
-                break
-            self._files[file] = None
-            if size + CLOSING_SIZE > self._limit:
-                self._fail_too_large(file)
-            else:
-                self._next.append(file)
-                self._next_size += size
+        while not self._waiting and self._take_in():
+            pass
         return bool(self._waiting)
+
+    def _take_in(self) -> bool:
+        """Put one more file into the request that is being filled; tell whether there was one."""
+        file = next(self._coming, None)
+        size = 0 if file is None else part_size(file)
+        if self._next and (file is None or self._next_size + size + CLOSING_SIZE > self._limit):
+            self._waiting.append(tuple(self._next))
+            self._next, self._next_size = [], 0
+        if file is None:
+            return False
+        self._files[file] = None
+        if size + CLOSING_SIZE > self._limit:
+            self._fail_too_large(file)
+        else:
+            self._next.append(file)
+            self._next_size += size
+        return True
 
     def _queue(self, files: Iterable[OutgoingFile]) -> None:
         fitting: list[OutgoingFile] = []

@@ -409,6 +409,27 @@ def test_logs_and_errors_tell_nothing_of_the_patient_or_the_way_in(emulator, hoo
         assert secret not in told
 
 
+def test_files_that_are_soon_prepared_are_before_the_first_is_sent(emulator, reconnect, exports):
+    files = exports.series(9)
+    asked = []
+
+    def coming():
+        for file in files:
+            asked.append(emulator.control.count(Kind.UPLOAD))
+            yield file
+
+    report = reconnect(max_request_bytes=130_000, parallel_uploads=1).upload(coming())
+
+    assert_all_arrived(emulator, report, files)
+    assert set(asked) == {0}
+
+
+@pytest.fixture
+def no_head_start(monkeypatch):
+    monkeypatch.setattr("qure_provider.hooks.upload._HEAD_START_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("no_head_start")
 def test_files_are_prepared_while_others_are_sent(emulator, reconnect, exports):
     files = exports.series(9)
     asked = []
@@ -426,6 +447,7 @@ def test_files_are_prepared_while_others_are_sent(emulator, reconnect, exports):
     assert asked[-1] > 0
 
 
+@pytest.mark.usefixtures("no_head_start")
 def test_nothing_more_is_prepared_for_a_service_that_stays_away(emulator, reconnect, exports):
     files = exports.series(40)
     for kind in (Kind.UPLOAD, Kind.RESULTS):
